@@ -1,0 +1,336 @@
+"""A little world in which the true reward of every answer is known.
+
+Someone asks short questions; demonstrators answer them, rightly or wrongly, briefly or rambling, politely or rudely.
+A true reward judges any text as an answer, also one that a model made up.  Annotators compare two answers by
+Bradley-Terry on that reward, so the best accuracy that any model can reach on their labels is known as well:
+
+    P(first is chosen) = sigmoid((r(first) - r(second)) / temperature)         Bayes accuracy = E[max(P, 1 - P)]
+
+Questions fall into two kinds.  Of the *open* ones everything may be seen.  The *held-out* ones are asked in the SFT
+data in some wordings, so the model can know the answer; their other wordings are the held-out prompts, which occur
+in no training data, and no preference pair about them is ever trained on.  Everything follows from the seed.
+"""
+
+import math
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import mean
+from typing import ClassVar, NamedTuple
+
+from data.facts import CAPITALS, COLOURS, NUMBERS, OPPOSITES, WORDS, YOUNG_ANIMALS
+from minigpt.cli import option
+
+ORDINALS = ("first", "last")
+
+# --- what is asked ----------------------------------------------------------------------------------------------------
+
+
+class Question(NamedTuple):
+    family: str
+    answer: str
+    wordings: tuple[str, ...]  # four plain ways to ask it
+    statement: str             # the fact as plain text
+
+
+class Prompt(NamedTuple):
+    text: str
+    question: Question
+    manner: str  # "plain", "one word" or "sentence": how the answer was asked for
+
+
+MANNERS = {"plain": "", "one word": "In one word: ", "sentence": "In a sentence: "}
+
+
+def all_questions() -> list[Question]:
+    """Every question of the world, in a fixed order."""
+    questions = []
+
+    def add(family: str, answer: object, statement: str, *wordings: str) -> None:
+        questions.append(Question(family, str(answer), wordings, statement))
+
+    for country, city in CAPITALS.items():
+        add("capital", city, f"The capital of {country} is {city}.", f"What is the capital of {country}?",
+            f"Name the capital of {country}.", f"Which city is the capital of {country}?", f"Capital of {country}?")
+    for word, opposite in OPPOSITES.items():
+        add("opposite", opposite, f"The opposite of {word} is {opposite}.", f"What is the opposite of {word}?",
+            f"Name the opposite of {word}.", f"Which word is the opposite of {word}?", f"Opposite of {word}?")
+    for animal, young in YOUNG_ANIMALS.items():
+        add("young", young, f"The young of the {animal} is the {young}.", f"What is the young of the {animal}?",
+            f"Name the young of the {animal}.", f"Which is the young of the {animal}?", f"Young of the {animal}?")
+    for thing, colour in COLOURS.items():
+        add("colour", colour, f"The colour of {thing} is {colour}.", f"What is the colour of {thing}?",
+            f"Name the colour of {thing}.", f"Which shade is the colour of {thing}?", f"Colour of {thing}?")
+    for a in NUMBERS:
+        for b in NUMBERS:
+            add("sum", a + b, f"The sum of {a} and {b} is {a + b}.", f"What is {a} plus {b}?",
+                f"Work out {a} plus {b}.", f"How much is {a} plus {b}?", f"Sum of {a} plus {b}?")
+    for word in WORDS:
+        for ordinal, letter in zip(ORDINALS, (word[0], word[-1]), strict=True):
+            add("letter", letter, f"The {ordinal} letter of {word} is {letter}.",
+                f"What is the {ordinal} letter of {word}?", f"Name the {ordinal} letter of {word}.",
+                f"Which is the {ordinal} letter of {word}?", f"{ordinal.capitalize()} letter of {word}?")
+    return questions
+
+
+def prompts_of(question: Question) -> list[Prompt]:
+    """Four plain prompts and two of each instruction."""
+    plain = [Prompt(text, question, "plain") for text in question.wordings]
+    return plain + [Prompt(MANNERS[manner] + text, question, manner)
+                    for manner in ("one word", "sentence") for text in question.wordings[:2]]
+
+
+# --- what is answered -------------------------------------------------------------------------------------------------
+
+POLITE = ("Happy to help!", "You are welcome!", "Glad you asked!")
+RUDE = ("Any fool knows.", "Stop bothering me.", "Duh, empty head.")
+RAMBLING = ("And so on and so on, they say.", "But there is so much more.", "Let me think of other things.")
+EVASIVE = ("I would rather not say.", "Nobody can know that.", "That depends on many things.")
+CORES = {"plain": "It is {}.", "one word": "{}.", "sentence": "The answer is {}."}
+
+POLITE_WORDS = frozenset(["happy", "welcome", "glad", "please", "thanks", "thank"])
+RUDE_WORDS = frozenset(["duh", "fool", "bothering", "stupid", "idiot"])
+
+
+class Style(NamedTuple):
+    """How one answer was made; `None` for the faults it does not have."""
+
+    correctness: str  # "right", "wrong" or "evasive"
+    tone: str         # "polite", "neutral" or "rude"
+    rambling: bool
+    obedient: bool
+
+
+@dataclass
+class Judgement:
+    """What the true reward sees in a text."""
+
+    right: bool
+    evasive: bool      # no answer of the right kind at all
+    obedient: bool
+    tone: str
+    words: int
+    unknown_words: int
+    complete: bool
+
+    @property
+    def faults(self) -> list[str]:
+        """The ways in which this answer is worse than it could be, in order of weight."""
+        found = {"wrong": not self.right and not self.evasive, "evasive": self.evasive, "rude": self.tone == "rude",
+                 "ignores the request": not self.obedient, "rambling": self.words > FREE_WORDS,
+                 "not polite": self.tone == "neutral"}
+        return [fault for fault, present in found.items() if present]
+
+
+# --- the true reward --------------------------------------------------------------------------------------------------
+
+RIGHT, NO_ANSWER, WRONG = 2.0, -1.0, -2.0
+DISOBEDIENT = -1.5
+FREE_WORDS, EACH_WORD_MORE = 7, -0.15
+UNKNOWN_WORD, INCOMPLETE = -0.5, -0.5
+TONES = {"polite": 1.0, "neutral": 0.0, "rude": -1.5}
+WORST = -6.0  # no text is worse than this in either dimension, so that one monster cannot decide an average
+
+WORD = re.compile(r"[^\W_]+")
+
+
+@dataclass
+class WorldConfig:
+    """How much data there is, and what the annotators are like."""
+
+    QUICK: ClassVar[dict] = {"sft_rows": 4000, "preference_rows": 800, "heldout_rows": 400}
+
+    plain_rows: int = option(24000, "paragraphs of plain text for the base model")
+    sft_rows: int = option(16000, "demonstrations")
+    preference_rows: int = option(6000, "preference pairs to train on")
+    heldout_rows: int = option(1500, "held-out preference pairs")
+    temperature: float = option(1.0, "of the annotators: 0.1 is nearly always right, 10 nearly a coin")
+    label_noise: float = option(0.0, "share of the training labels that are turned round (1: all)")
+    length_bias: float = option(0.0, "reward that the training labels give to each 10 words more")
+    helpful_weight: float = option(1.0, "of the helpful dimension in the true reward")
+    polite_weight: float = option(1.0, "of the polite dimension in the true reward")
+
+
+class World:
+    """Prompts, demonstrations, preference pairs, and the true reward.  See the module's text.
+
+    prompts / heldout_prompts: texts; sft_rows, heldout_sft_rows: {"prompt", "response"};
+    preferences, heldout_preferences: {"prompt", "chosen", "rejected"}; plain_text, heldout_plain_text: texts.
+    """
+
+    def __init__(self, config: WorldConfig | None = None, seed: int = 0):
+        self.config, self.seed = config or WorldConfig(), seed
+        if not 0 <= self.config.label_noise <= 1:
+            raise ValueError(f"label_noise={self.config.label_noise} is a share: between 0 and 1")
+        if self.config.temperature <= 0:
+            raise ValueError(f"temperature={self.config.temperature} must be above 0")
+        self.questions = all_questions()
+        self._answers = {family: {q.answer for q in self.questions if q.family == family}
+                         for family in {q.family for q in self.questions}}
+        self._by_text = {p.text: p for q in self.questions for p in prompts_of(q)}
+        rng = self._rng("split")
+        heldout = set(rng.sample(range(len(self.questions)), len(self.questions) // 4))
+        self._open, self._told, self._heldout = [], [], []  # prompts: of open questions; held-out ones seen in SFT; not
+        for number, question in enumerate(self.questions):
+            prompts = prompts_of(question)
+            if number not in heldout:
+                self._open += prompts
+                continue
+            hidden = {*rng.sample(range(4), 2), rng.choice((4, 5)), rng.choice((6, 7))}  # half of each manner
+            self._heldout += [p for i, p in enumerate(prompts) if i in hidden]
+            self._told += [p for i, p in enumerate(prompts) if i not in hidden]
+        self.prompts = [p.text for p in self._open]
+        self.heldout_prompts = [p.text for p in self._heldout]
+
+    def _rng(self, purpose: str) -> random.Random:
+        return random.Random(f"{self.seed} {purpose}")
+
+    # --- making answers ---------------------------------------------------------------------------------------------
+
+    def sample_style(self, rng: random.Random) -> Style:
+        """How the demonstrators answer: mostly right, in any tone, often too long."""
+        return Style(rng.choices(("right", "wrong", "evasive"), (0.8, 0.12, 0.08))[0],
+                     rng.choices(("polite", "neutral", "rude"), (0.3, 0.4, 0.3))[0],
+                     rng.random() < 0.35, rng.random() < 0.7)
+
+    def write_answer(self, prompt: Prompt, style: Style, rng: random.Random) -> str:
+        """An answer to the prompt in this style."""
+        others = sorted(self._answers[prompt.question.family] - {prompt.question.answer})
+        core = CORES[prompt.manner if style.obedient else rng.choice([m for m in CORES if m != prompt.manner])]
+        if style.correctness == "evasive":
+            core = rng.choice(EVASIVE)
+        text = core.format(prompt.question.answer if style.correctness == "right" else rng.choice(others))
+        if prompt.manner == "one word" and style.obedient:  # one word, and not one more
+            return text
+        if style.rambling:
+            text += " " + rng.choice(RAMBLING)
+        if style.tone != "neutral":
+            text += " " + rng.choice(POLITE if style.tone == "polite" else RUDE)
+        return text
+
+    def demonstrate(self, prompt: Prompt, rng: random.Random) -> str:
+        return self.write_answer(prompt, self.sample_style(rng), rng)
+
+    # --- judging them -----------------------------------------------------------------------------------------------
+
+    def judge(self, prompt: str, response: str) -> Judgement:
+        """Look at any text as an answer to one of the world's prompts.  Raises KeyError on another prompt."""
+        if prompt not in self._by_text:
+            raise KeyError(f"{prompt!r} is not a prompt of this world, so it has no true reward")
+        _, question, manner = self._by_text[prompt]
+        words = WORD.findall(response)
+        asked = set(WORD.findall(prompt))
+        named = {w for w in words if w in self._answers[question.family]}
+        restated = (named & asked) - {question.answer}  # "the opposite of hot is cold" names hot, but answers cold
+        lower = [w.lower() for w in words]
+        tone = ("rude" if RUDE_WORDS & set(lower) else "polite" if POLITE_WORDS & set(lower) else "neutral")
+        obedient = {"plain": True, "one word": len(words) == 1,
+                    "sentence": "the answer is" in " ".join(lower)}[manner]
+        return Judgement(right=named - restated == {question.answer}, evasive=not named, obedient=obedient, tone=tone,
+                         words=len(words), unknown_words=sum(w not in self._vocabulary for w in lower),
+                         complete=response.rstrip().endswith((".", "!", "?")))
+
+    @cached_property
+    def _vocabulary(self) -> set[str]:
+        texts = [*POLITE, *RUDE, *RAMBLING, *EVASIVE, *CORES.values()]
+        texts += [q.statement for q in self.questions] + list(self._by_text)
+        return {w.lower() for text in texts for w in WORD.findall(text)} | POLITE_WORDS | RUDE_WORDS
+
+    def reward_parts(self, prompt: str, response: str) -> tuple[float, float]:
+        """The two dimensions of the true reward, (helpful, polite), each before its weight."""
+        j = self.judge(prompt, response)
+        helpful = RIGHT if j.right else NO_ANSWER if j.evasive else WRONG
+        helpful += EACH_WORD_MORE * max(0, j.words - FREE_WORDS) + UNKNOWN_WORD * j.unknown_words
+        helpful += DISOBEDIENT * (not j.obedient) + INCOMPLETE * (not j.complete)
+        return max(helpful, WORST), TONES[j.tone]
+
+    def true_reward(self, prompt: str, response: str) -> float:
+        """helpful_weight * helpful + polite_weight * polite, for any text."""
+        helpful, polite = self.reward_parts(prompt, response)
+        return self.config.helpful_weight * helpful + self.config.polite_weight * polite
+
+    def measure(self, prompts: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
+        """Means over answers: the true reward, and the share that is right."""
+        return {"true_reward": mean(map(self.true_reward, prompts, texts)),
+                "right_share": mean(self.judge(prompt, text).right for prompt, text in zip(prompts, texts, strict=True))}
+
+    # --- the data ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def sft_rows(self) -> list[dict[str, str]]:
+        return self._demonstrations(self._taught, self.config.sft_rows, "sft")
+
+    @cached_property
+    def heldout_sft_rows(self) -> list[dict[str, str]]:
+        return self._demonstrations(self._heldout, 2 * len(self._heldout), "heldout sft")
+
+    @property
+    def _taught(self) -> list[Prompt]:
+        """All but the held-out prompts.  Half the wordings of a held-out question are hidden, so the others count
+        twice: every question is taught equally often."""
+        return self._open + 2 * self._told
+
+    def _demonstrations(self, prompts: list[Prompt], count: int, purpose: str) -> list[dict[str, str]]:
+        rng = self._rng(purpose)
+        return [{"prompt": p.text, "response": self.demonstrate(p, rng)} for p in _in_turn(prompts, count, rng)]
+
+    @cached_property
+    def plain_text(self) -> list[str]:
+        """Statements of the facts, two to a paragraph: what the base model is trained on."""
+        return self._paragraphs(self.config.plain_rows, "plain")
+
+    @cached_property
+    def heldout_plain_text(self) -> list[str]:
+        return self._paragraphs(200, "heldout plain")
+
+    def _paragraphs(self, count: int, purpose: str) -> list[str]:
+        rng = self._rng(purpose)
+        facts = [q.statement for q in self.questions]
+        quiz = [f"{p.text} {core.format(p.question.answer)}" for p in self._taught if p.manner == "plain"
+                for core in CORES.values()]
+        return [" ".join(rng.choice(rng.choice((facts, quiz, quiz))) for _ in range(2)) for _ in range(count)]
+
+    @cached_property
+    def preferences(self) -> list[dict[str, str]]:
+        """Training pairs, labelled by annotators who may be noisy or biased."""
+        return self._pairs(self._open, self.config.preference_rows, "preferences", self.config.label_noise,
+                           self.config.length_bias)
+
+    @cached_property
+    def heldout_preferences(self) -> list[dict[str, str]]:
+        """Pairs about held-out prompts, labelled without noise or bias."""
+        return self._pairs(self._heldout, self.config.heldout_rows, "heldout preferences", 0.0, 0.0)
+
+    def _pairs(self, prompts: list[Prompt], count: int, purpose: str, noise: float, bias: float) -> list[dict[str, str]]:
+        rng, labels, rows = self._rng(purpose), self._rng(purpose + " labels"), []
+        for prompt in _in_turn(prompts, count, rng):
+            first = second = self.demonstrate(prompt, rng)
+            while second == first:
+                second = self.demonstrate(prompt, rng)
+            margin = self.true_reward(prompt.text, first) - self.true_reward(prompt.text, second)
+            margin += bias * (len(WORD.findall(first)) - len(WORD.findall(second))) / 10
+            first_wins = labels.random() < _sigmoid(margin / self.config.temperature)
+            if labels.random() < noise:
+                first_wins = not first_wins
+            chosen, rejected = (first, second) if first_wins else (second, first)
+            rows.append({"prompt": prompt.text, "chosen": chosen, "rejected": rejected})
+        return rows
+
+    def bayes_accuracy(self, rows: list[dict[str, str]]) -> float:
+        """E[max(P, 1 - P)] over these pairs: what knowing the true reward exactly would score on fresh labels."""
+        margins = [self.true_reward(r["prompt"], r["chosen"]) - self.true_reward(r["prompt"], r["rejected"])
+                   for r in rows]
+        return sum(_sigmoid(abs(m) / self.config.temperature) for m in margins) / len(rows)
+
+
+def _in_turn(prompts: list[Prompt], count: int, rng: random.Random) -> list[Prompt]:
+    """`count` prompts, each as often as any other, in random order."""
+    full = prompts * -(-count // len(prompts))
+    return rng.sample(full[:len(prompts) * (count // len(prompts))], len(prompts) * (count // len(prompts))) \
+        + rng.sample(prompts, count % len(prompts))
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x > -700 else 0.0

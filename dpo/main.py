@@ -1,0 +1,117 @@
+"""Direct preference optimisation, from data to report:  python -m dpo.main
+
+Starts from an SFT model, which is also the frozen reference.  `--sweep` trains at four values of beta.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from data.lesson_rows import PREFERENCE_DATA
+from data.task import Task, load_task
+from data.world import WorldConfig
+from dpo.evaluate import evaluate_preference_accuracy, implicit_rewards
+from dpo.train import DPOConfig, dpo_train
+from minigpt.checkpoint import save_checkpoint
+from minigpt.cli import (
+    CommandConfig,
+    option,
+    parse,
+    peak_memory_mb,
+    report,
+    show_before_and_after,
+    write_config,
+    write_json,
+)
+from minigpt.evaluation import evaluate_policy
+from minigpt.model import MiniGPT, copy_model_weights
+from minigpt.plots import save_curves
+from minigpt.sampling import generate
+from sft.main import starting_point
+
+__all__ = ["PREFERENCE_DATA", "MiniGPT", "copy_model_weights", "dpo_train", "evaluate_preference_accuracy", "main"]
+
+SWEEP = (0.01, 0.1, 0.3, 1.0)
+
+
+@dataclass
+class SweepConfig:
+    sweep: bool = option(False, f"train at beta = {', '.join(map(str, SWEEP))} too, and compare")
+
+
+def make_dpo_policy(reference: MiniGPT, task: Task, config: DPOConfig) -> tuple[MiniGPT, list[float], list[float]]:
+    """A copy of the reference, trained on the task's pairs."""
+    policy = copy_model_weights(reference, MiniGPT(**reference.settings).to(reference.device))
+    return dpo_train(policy, reference, task.preferences, **vars(config))
+
+
+def measure(policy: MiniGPT, reference: MiniGPT, task: Task, command: CommandConfig, config: DPOConfig
+            ) -> dict[str, float]:
+    """The report's figures: what the policy prefers, and what it says."""
+    chosen, rejected = implicit_rewards(policy, reference, task.heldout_preferences, config.beta)
+    summary = {
+        "preference_accuracy_train": evaluate_preference_accuracy(policy, reference, task.preferences),
+        "preference_accuracy_heldout": evaluate_preference_accuracy(policy, reference, task.heldout_preferences),
+        "rewards_chosen_heldout": float(chosen.mean()),
+        "rewards_rejected_heldout": float(rejected.mean()),
+        "rewards_margin_heldout": float((chosen - rejected).mean()),
+        **evaluate_policy(policy, reference, task.heldout_prompts, command.samples, command.max_new_tokens,
+                          config.seed, task.measure),
+    }
+    if task.world:
+        summary["bayes_accuracy"] = task.world.bayes_accuracy(task.heldout_preferences)
+        summary["accuracy_relative_to_bayes"] = summary["preference_accuracy_heldout"] / summary["bayes_accuracy"]
+    return summary
+
+
+def beta_sweep(reference: MiniGPT, task: Task, command: CommandConfig, config: DPOConfig) -> list[dict[str, float]]:
+    """One row of figures for each beta, each trained from the same start on the same pairs."""
+    rows = []
+    for beta in SWEEP:
+        at_beta = replace(config, beta=beta, out=None)
+        policy, _, _ = make_dpo_policy(reference, task, at_beta)
+        rows.append({"beta": beta, **measure(policy, reference, task, command, at_beta)})
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    started = time.perf_counter()
+    command, config, world_config, sweep = parse(__doc__, argv, CommandConfig, DPOConfig, WorldConfig, SweepConfig,
+                                                 out="runs/dpo")
+    write_config(config.out, command, config, world_config)
+    task = load_task(command.data, world_config, config.seed)
+    reference = starting_point(task, command, config)
+
+    policy, losses, margins = make_dpo_policy(reference, task, config)
+    save_checkpoint(policy, Path(config.out) / "model.pt")
+
+    summary = {"loss_first_step": losses[0], "margin_first_step": margins[0],
+               **measure(policy, reference, task, command, config)}
+    if task.world:
+        before = evaluate_policy(reference, reference, task.heldout_prompts, command.samples, command.max_new_tokens,
+                                 config.seed, task.measure)
+        summary["true_reward_before"] = before["true_reward"]
+    summary |= {"seconds": time.perf_counter() - started, "peak_memory_mb": peak_memory_mb(), "models_in_memory": 2}
+    report("DPO: held-out pairs and prompts", summary, config.out)
+    if sweep.sweep:
+        show_sweep(beta_sweep(reference, task, command, config), config.out)
+    fixed = task.heldout_prompts[:4]
+    show_before_and_after(fixed, *([r.text for r in generate(m, fixed, command.max_new_tokens, greedy=True)]
+                                   for m in (reference, policy)))
+    save_curves(Path(config.out) / "curves.png", {"loss": losses, "margin": margins},
+                {"DPO loss": ["loss"], "margin": ["margin"]})
+
+
+def show_sweep(rows: Sequence[dict[str, float]], out: str) -> None:
+    """Print the sweep and write it to sweep.json."""
+    columns = [name for name in ("beta", "preference_accuracy_heldout", "rewards_margin_heldout", "kl_nats_per_response",
+                                 "true_reward", "distinct_2") if name in rows[0]]
+    print("\n" + "  ".join(columns))
+    for row in rows:
+        print("  ".join(f"{row[name]:{len(name)}.3f}" for name in columns))
+    write_json(Path(out) / "sweep.json", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The figures of `lessons.compare`; each returns its path, or None where matplotlib is not installed."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from minigpt.plots import COLOURS, pyplot, running_mean
+
+SMOOTH = 5  # episodes
+
+
+def save_frontier(path: Path, results: Mapping[str, Any]) -> Path | None:
+    """True reward over KL: the limit, PPO's way through the run, and where every method ended."""
+    plt = pyplot()
+    if plt is None or "limit" not in results:
+        return None
+    figure, axis = plt.subplots(figsize=(7, 4.4), layout="constrained")
+    limit, history = results["limit"], results["ppo_history"]
+    axis.plot(limit["kl"], limit["true_reward"], color="black", label="limit: no policy can be above")
+    axis.fill_between(limit["kl"], limit["true_reward"], axis.get_ylim()[1], color="grey", alpha=0.12)
+    axis.plot(running_mean(history["objective/kl_exact"], SMOOTH), running_mean(history["true_reward"], SMOOTH),
+              color=COLOURS[1], alpha=0.5, linewidth=1.2, label="PPO's way (training prompts)")
+    for row in results.get("sweep", []):
+        axis.plot(row["kl_nats_per_response"], row["true_reward"], "s", color=COLOURS[0], alpha=0.5)
+        axis.annotate(f"DPO, beta {row['beta']:g}", (row["kl_nats_per_response"], row["true_reward"]), fontsize=8,
+                      xytext=(5, -11), textcoords="offset points")
+    colours = {"SFT": "black", "PPO": COLOURS[1], "DPO": COLOURS[0]}
+    for name, figures in results["methods"].items():
+        point = figures["kl_nats_per_response"], figures["true_reward"]
+        axis.plot(*point, "o", color=colours.get(name, COLOURS[2]), markersize=9)
+        axis.annotate(name, point, xytext=(8, 6), textcoords="offset points", fontweight="bold")
+    axis.set(xlabel="KL to the SFT model (nats per response)", ylabel="true reward",
+             title="How close each method comes to the best possible")
+    axis.legend(loc="lower right", frameon=False)
+    figure.savefig(path)
+    plt.close(figure)
+    return path
+
+
+def save_ppo_over_time(path: Path, results: Mapping[str, Any]) -> Path | None:
+    """PPO by episode: the reward model's score and the true reward, which part when the proxy is being gamed."""
+    plt = pyplot()
+    if plt is None:
+        return None
+    history = results["ppo_history"]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.2), layout="constrained")
+    for name, label in (("objective/scores", "reward model (proxy)"), ("true_reward", "true reward")):
+        if name in history:
+            left.plot(running_mean(history[name], SMOOTH), label=label)
+    left.set(xlabel="episode", ylabel="reward", title="What PPO maximises, and what we want")
+    left.legend(frameon=False)
+    right.plot(running_mean(history["objective/kl_exact"], SMOOTH))
+    right.set(xlabel="episode", ylabel="nats per response", title="KL to the SFT model")
+    figure.savefig(path)
+    plt.close(figure)
+    return path

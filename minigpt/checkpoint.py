@@ -1,0 +1,77 @@
+"""Models and training states on disk: written whole or not at all, read without running code from the file."""
+
+import os
+import pickle
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from minigpt.model import MiniGPT
+
+FORMAT = "minigpt-1"
+
+
+def write_atomically(path: Path, write) -> None:
+    """Call write(binary file) on a temporary file beside `path`, flush it to the disk, then rename it over `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def save_state(state: dict[str, Any], path: str | Path) -> None:
+    """Save a dictionary of tensors, numbers, strings, lists and dictionaries."""
+    write_atomically(Path(path), lambda file: torch.save(state, file))
+
+
+def load_state(path: str | Path) -> dict[str, Any]:
+    """Load what `save_state` wrote.  Raises ValueError, naming the file, if it is anything else."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is not a checkpoint of this library, or is damaged: {reason}") from error
+
+
+def save_checkpoint(model: nn.Module, path: str | Path) -> None:
+    """Save a MiniGPT or RewardModel with the settings that rebuild it."""
+    save_state({"format": FORMAT, "model": type(model).__name__, "settings": model.settings,
+                "weights": model.state_dict()}, path)
+
+
+def load_checkpoint(path: str | Path) -> nn.Module:
+    """The model that the file holds (MiniGPT or RewardModel), on the CPU, in eval mode.
+
+    Only tensors and plain values are read (`weights_only`), never code.  Raises FileNotFoundError, or ValueError
+    naming the file and what does not match.
+    """
+    from reward.model import RewardModel  # the one name from a floor above, needed only when a file asks for it
+
+    state = load_state(path)
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a model checkpoint of this library (no format mark {FORMAT!r})")
+    kinds = {"MiniGPT": MiniGPT, "RewardModel": RewardModel}
+    if state["model"] not in kinds:
+        raise ValueError(f"{path} holds a {state['model']!r}, which is none of {sorted(kinds)}")
+    model = kinds[state["model"]](**state["settings"])
+    ours = model.state_dict()
+    for name in sorted(ours.keys() | state["weights"].keys()):
+        theirs = state["weights"].get(name)
+        if name not in ours or theirs is None or theirs.shape != ours[name].shape:
+            found = "is missing" if theirs is None else f"has shape {tuple(theirs.shape)}"
+            expected = f"expected {tuple(ours[name].shape)}" if name in ours else "this model has no such weight"
+            raise ValueError(f"{path}: {name!r} {found} ({expected})")
+    model.load_state_dict(state["weights"])
+    return model.eval()

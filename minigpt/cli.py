@@ -1,0 +1,106 @@
+"""Dataclasses of settings -> command-line options; and how every command ends: a summary on paper and on screen."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_type_hints
+
+import torch
+
+
+def option(default: Any, help: str, choices: tuple | None = None) -> Any:
+    """A dataclass field that is also a command-line option with this help text."""
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass
+class CommandConfig:
+    """What every command can be told besides the settings of its training."""
+
+    data: str | None = option(None, "your own JSONL rows (without it: the little world of data/world.py)")
+    init: str | None = option(None, "checkpoint to start from (without it the command trains its own SFT model)")
+    device: str = option("cpu", "cpu, cuda or mps")
+    quick: bool = option(False, "a run of seconds, to see that everything works")
+    samples: int = option(8, "responses sampled for each held-out prompt in the report")
+    max_new_tokens: int = option(96, "longest response that is sampled, in tokens")
+    max_seq_len: int = option(128, "longest row, prompt and response together, in tokens (for a new model)")
+
+
+def parse(description: str, argv: Sequence[str] | None, *configs: type, **defaults: Any) -> list[Any]:
+    """One instance of each dataclass in `configs`, filled from the command line.
+
+    A field that two of them share is one option.  `defaults` override a field's own; --quick then applies each
+    dataclass's QUICK dictionary, and what the user typed wins over both.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    for config in configs:
+        group, hints = parser.add_argument_group(config.__name__), get_type_hints(config)
+        for setting in fields(config):
+            flag = "--" + setting.name.replace("_", "-")
+            if flag in parser._option_string_actions:
+                continue
+            default = setting.default if setting.default is not MISSING else None
+            if hints[setting.name] is bool:
+                kind = {"action": argparse.BooleanOptionalAction if default else "store_true"}
+            else:
+                kind = {"type": _plain_type(hints[setting.name]), "choices": setting.metadata["choices"]}
+            group.add_argument(flag, default=default, help=setting.metadata["help"], **kind)
+    parser.set_defaults(**defaults)
+    if "--quick" in (sys.argv[1:] if argv is None else argv):
+        for config in configs:
+            parser.set_defaults(**getattr(config, "QUICK", {}))
+    values = vars(parser.parse_args(argv))
+    return [config(**{setting.name: values[setting.name] for setting in fields(config)}) for config in configs]
+
+
+def _plain_type(hint: Any) -> type:
+    """str | None -> str: an option that is left out stays None."""
+    return next(t for t in get_args(hint) if t is not type(None)) if isinstance(hint, UnionType) else hint
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def write_config(out: str, *configs: Any) -> None:
+    """config.json: every setting of the run, so that it can be repeated."""
+    write_json(Path(out) / "config.json", {k: v for config in configs for k, v in asdict(config).items()})
+
+
+def report(title: str, summary: dict[str, Any], out: str) -> None:
+    """Print the figures of a run, aligned, and write them to summary.json."""
+    write_json(Path(out) / "summary.json", summary)
+    print(f"\n{title}")
+    for name, value in summary.items():
+        if isinstance(value, int | float | str):
+            print(f"  {name:<42} {value:.4f}" if isinstance(value, float) else f"  {name:<42} {value}")
+
+
+def show_before_and_after(prompts: Sequence[str], before: Sequence[str], after: Sequence[str]) -> None:
+    """The end of every report: the same prompts answered by the model it started from and the one it made."""
+    print("\nThe most likely answer, before and after")
+    for prompt, old, new in zip(prompts, before, after, strict=True):
+        print(f"  {prompt}\n    before: {old!r}\n    after:  {new!r}")
+
+
+def peak_memory_mb() -> float:
+    """The most memory this process has held, in MB (Linux and macOS; nan where the system does not say)."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def check_device(name: str) -> torch.device:
+    """The device of that name.  Raises ValueError if this machine has none."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(name.split(":")[0], False):
+        raise ValueError(f"--device {name}: this machine offers {', '.join(k for k, v in available.items() if v)}")
+    return torch.device(name)

@@ -1,0 +1,82 @@
+"""What a policy does when it is let to speak: sample, measure, compare with the reference."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from statistics import mean
+
+import torch
+from torch import Tensor
+
+from minigpt.batching import Batches, score_examples, tokenize_row
+from minigpt.logprobs import exact_kl, logps_of_examples, response_logits
+from minigpt.model import MiniGPT
+from minigpt.sampling import Response, generate
+
+WORD = re.compile(r"\w+")
+
+
+def sample_answers(policy: MiniGPT, prompts: Sequence[str], samples: int, max_new_tokens: int, seed: int
+                   ) -> tuple[list[str], list[Response]]:
+    """`samples` responses to each prompt: the prompts repeated, and one response for each."""
+    repeated = [prompt for prompt in prompts for _ in range(samples)]
+    return repeated, generate(policy, repeated, max_new_tokens, seed=seed)
+
+
+def text_measures(responses: Sequence[Response]) -> dict[str, float]:
+    """Length, endings, diversity and repetition of sampled responses."""
+    texts = [response.text for response in responses]
+    return {"finished_share": mean(response.finished for response in responses),
+            "response_bytes": mean(len(text.encode("utf-8")) for text in texts),
+            "distinct_2": distinct_n(texts, 2), "repetition": mean(repetition(text) for text in texts)}
+
+
+def distinct_n(texts: Sequence[str], n: int) -> float:
+    """Different n-grams of words / all n-grams of words (Li et al. 2016, arXiv:1510.03055); 0 if there are none.
+
+    It falls as the number of texts grows, so compare only equally many.
+    """
+    grams = Counter(gram for text in texts for gram in _ngrams(text, n))
+    return len(grams) / max(1, grams.total())
+
+
+def repetition(text: str, n: int = 3) -> float:
+    """Share of the n-grams of words that stood earlier in the same text."""
+    grams = _ngrams(text, n)
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def kl_to_reference(policy: MiniGPT, reference: MiniGPT, prompts: Sequence[str], responses: Sequence[Response]
+                    ) -> dict[str, float]:
+    """KL(policy || reference) over responses that the policy sampled, in nats per response.
+
+    `sampled` is the mean of log pi/ref; `exact` sums, over the tokens of each response, the KL of the two next-token
+    distributions.  Both estimate the same number; the second has far less noise.
+    """
+    rows = [(tokenize_row(prompt, response.ids, policy.max_seq_len),)
+            for prompt, response in zip(prompts, responses, strict=True)]
+    batches = Batches(rows, 128)
+
+    def exact(batch) -> Tensor:
+        kl = exact_kl(*(response_logits(m, batch.token_ids, batch.response_mask) for m in (policy, reference)))
+        return torch.zeros_like(batch.token_ids, dtype=kl.dtype).masked_scatter(batch.response_mask, kl).sum(1)
+
+    sampled = logps_of_examples(policy, batches) - logps_of_examples(reference, batches)
+    return {"kl_sampled_nats_per_response": float(sampled.mean()),
+            "kl_nats_per_response": float(score_examples(exact, batches, policy.device).mean())}
+
+
+def evaluate_policy(policy: MiniGPT, reference: MiniGPT, prompts: Sequence[str], samples: int, max_new_tokens: int,
+                    seed: int, measure: Callable[[Sequence[str], Sequence[str]], dict[str, float]] | None = None
+                    ) -> dict[str, float]:
+    """Sample answers and report them: text, KL to the reference, and what `measure(prompts, texts)` says of them."""
+    repeated, responses = sample_answers(policy, prompts, samples, max_new_tokens, seed)
+    figures = {**text_measures(responses), **kl_to_reference(policy, reference, repeated, responses)}
+    if measure is not None:
+        figures |= measure(repeated, [response.text for response in responses])
+    return figures
+
+
+def _ngrams(text: str, n: int) -> list[tuple[str, ...]]:
+    words = WORD.findall(text.lower())
+    return list(zip(*(words[i:] for i in range(n)), strict=False))

@@ -1,0 +1,176 @@
+"""MiniGPT: a pre-norm GPT over bytes, with its key-value cache, in one file.
+
+    tokens -> embedding + learned position -> num_layers x [attention, feed-forward] -> norm -> logits
+
+Shapes: B rows, T tokens, D embed_dim, H heads, K = D / H, V vocabulary.  There is no dropout anywhere: rows are seen
+few times, and a policy and a reference that differ by a dropout mask would have a log-ratio that means nothing.
+"""
+
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minigpt.tokenizer import VOCAB_SIZE
+
+M = TypeVar("M", bound=nn.Module)
+
+
+CACHE_STEP = 16  # positions by which a full cache grows
+
+
+class KeyValueCache:
+    """Keys and values of the tokens read so far, so that a new token costs one position instead of all of them.
+
+    Rows may have different lengths.  Row b writes at its own position and sees the keys at or before it, so prompts
+    are padded on the right as in training, and no position is ever shifted.
+    """
+
+    def __init__(self, model: "MiniGPT", batch_size: int):
+        parameter = model.token_embedding.weight
+        shape = (model.num_layers, 2, batch_size, model.num_heads, 0, model.embed_dim // model.num_heads)
+        self.memory = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
+
+    def write(self, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store keys and values (B, H, t, K) at positions (B, t); return all up to the last, (B, H, S, K)."""
+        end = int(positions.max()) + 1
+        if end > self.memory.shape[4]:  # in steps, since most responses end long before max_seq_len
+            self.memory = F.pad(self.memory, (0, 0, 0, end + CACHE_STEP - self.memory.shape[4]))
+        rows = torch.arange(len(positions), device=positions.device)[:, None]
+        self.memory[layer, 0][rows, :, positions] = keys.transpose(1, 2)
+        self.memory[layer, 1][rows, :, positions] = values.transpose(1, 2)
+        return self.memory[layer, 0, :, :, :end], self.memory[layer, 1, :, :, :end]
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only these rows (the others have finished)."""
+        self.memory = self.memory[:, :, rows]
+
+
+class Attention(nn.Module):
+    def __init__(self, embed_dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=False)
+        self.out = nn.Linear(embed_dim, embed_dim, bias=False)
+
+    def forward(self, x: Tensor, layer: int, positions: Tensor | None, cache: KeyValueCache | None) -> Tensor:
+        B, T, D = x.shape
+        q, k, v = self.qkv(x).view(B, T, 3, self.num_heads, D // self.num_heads).unbind(2)  # each (B, T, H, K)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)                   # each (B, H, T, K)
+        if cache is None:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            k, v = cache.write(layer, positions, k, v)                                      # (B, H, S, K)
+            visible = torch.arange(k.shape[2], device=x.device) <= positions[:, None, :, None]  # (B, 1, T, S)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+        return self.out(y.transpose(1, 2).reshape(B, T, D))
+
+
+class Block(nn.Module):
+    def __init__(self, embed_dim: int, num_heads: int, ff_dim: int):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(embed_dim)
+        self.attention = Attention(embed_dim, num_heads)
+        self.ff_norm = nn.LayerNorm(embed_dim)
+        self.ff_in = nn.Linear(embed_dim, ff_dim)
+        self.ff_out = nn.Linear(ff_dim, embed_dim)
+
+    def forward(self, x: Tensor, layer: int, positions: Tensor | None, cache: KeyValueCache | None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), layer, positions, cache)
+        return x + self.ff_out(F.gelu(self.ff_in(self.ff_norm(x))))
+
+
+class MiniGPT(nn.Module):
+    """The language model that every stage shares: 840,448 parameters at its defaults.
+
+    Raises ValueError if num_heads does not divide embed_dim.
+    """
+
+    def __init__(self, vocab_size: int = VOCAB_SIZE, embed_dim: int = 128, num_heads: int = 4, num_layers: int = 4,
+                 max_seq_len: int = 128, ff_dim: int = 512):
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(f"embed_dim={embed_dim} is not a multiple of num_heads={num_heads}")
+        self.vocab_size, self.embed_dim, self.num_heads = vocab_size, embed_dim, num_heads
+        self.num_layers, self.max_seq_len, self.ff_dim = num_layers, max_seq_len, ff_dim
+        self.token_embedding = nn.Embedding(vocab_size, embed_dim)  # also the output head (tied weights)
+        self.position_embedding = nn.Embedding(max_seq_len, embed_dim)
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, ff_dim) for _ in range(num_layers))
+        self.final_norm = nn.LayerNorm(embed_dim)
+        self.apply(self._init_weights)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """GPT-2's start: N(0, 0.02), biases 0, so the first prediction is near uniform and its loss near ln V."""
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+        if isinstance(module, Block):  # each block adds twice to the residual stream: keep its variance from growing
+            for projection in (module.attention.out, module.ff_out):
+                nn.init.normal_(projection.weight, std=0.02 / (2 * self.num_layers) ** 0.5)
+
+    @property
+    def settings(self) -> dict[str, int]:
+        """The constructor's arguments, which a checkpoint keeps beside the weights."""
+        names = ("vocab_size", "embed_dim", "num_heads", "num_layers", "max_seq_len", "ff_dim")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def device(self) -> torch.device:
+        return self.token_embedding.weight.device
+
+    def count_parameters(self) -> int:
+        """The number of weights; the tied output head is counted once."""
+        return sum(p.numel() for p in self.parameters())
+
+    def hidden_states(self, token_ids: Tensor, positions: Tensor | None = None,
+                      cache: KeyValueCache | None = None) -> Tensor:
+        """The normed last layer, (B, T) -> (B, T, D).  With a cache, `positions` (B, T) says where the tokens stand.
+
+        Raises ValueError if T is longer than max_seq_len.
+        """
+        T = token_ids.shape[1]
+        if self.max_seq_len < T:
+            raise ValueError(f"token_ids has {T} columns, more than max_seq_len={self.max_seq_len}")
+        where = torch.arange(T, device=token_ids.device) if positions is None else positions
+        x = self.token_embedding(token_ids) + self.position_embedding(where)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, layer, positions, cache)
+        return self.final_norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The tied output head, (..., D) -> (..., V)."""
+        return F.linear(hidden, self.token_embedding.weight)
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """Next-token logits, (B, T) -> (B, T, V): row t predicts token t + 1."""
+        return self.logits(self.hidden_states(token_ids))
+
+
+def copy_model_weights(source: nn.Module, target: M) -> M:
+    """Copy every weight of `source` into `target` (a deep copy: training one leaves the other) and return `target`.
+
+    Raises ValueError if a name or a shape differs, naming the first that does, and then changes nothing.
+    """
+    theirs, ours = source.state_dict(), target.state_dict()
+    for name in sorted(theirs.keys() | ours.keys()):
+        if name not in ours or name not in theirs:
+            raise ValueError(f"copy_model_weights: only {'source' if name in theirs else 'target'} has {name!r}")
+        if theirs[name].shape != ours[name].shape:
+            raise ValueError(f"copy_model_weights: {name!r} is {tuple(theirs[name].shape)} in source "
+                             f"but {tuple(ours[name].shape)} in target")
+    target.load_state_dict(theirs)
+    return target
+
+
+def check_reference(policy: nn.Module, reference: nn.Module) -> None:
+    """Raises ValueError if policy and reference are one object, or differ in shape.
+
+    As one object the reference would move with the policy: every log-ratio stays 0, and nothing is learned.
+    """
+    if policy is reference:
+        raise ValueError("policy and reference are the same object: make the reference a copy of its own, "
+                         "reference = copy_model_weights(policy, MiniGPT(...))")
+    if policy.settings != reference.settings:
+        raise ValueError(f"policy and reference differ in shape: {policy.settings} and {reference.settings}")

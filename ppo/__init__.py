@@ -1,0 +1,7 @@
+"""Proximal policy optimisation: answer, be scored, and do more of what scored well."""
+
+from ppo.advantages import gae
+from ppo.loss import ppo_loss, value_loss
+from ppo.train import ppo_training
+
+__all__ = ["gae", "ppo_loss", "ppo_training", "value_loss"]

@@ -1,0 +1,86 @@
+"""One rollout: the policy answers a batch of prompts, the reward model scores, the reference holds.
+
+All per-token tensors are (B, T), aligned to tokens: column t of `logps` is log p(token t | before), column t of
+`values` the value of the state before token t.  Sampling is at temperature 1, so the distribution that was sampled
+is the one that is scored: with another temperature every KL here would be of the wrong policy.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minigpt.batching import Batch, Row, collate
+from minigpt.logprobs import entropy, exact_kl, kl_k1, response_logits, token_logps
+from minigpt.model import MiniGPT
+from minigpt.sampling import sample_ids
+from minigpt.tokenizer import EOS, decode
+from reward.model import RewardModel
+
+
+@dataclass
+class Rollout:
+    """B sampled rows of T tokens, prompts included, and all that the update needs to know of them."""
+
+    token_ids: Tensor      # (B, T) long
+    mask: Tensor           # (B, T) bool, True on response tokens, EOS included
+    logps: Tensor          # (B, T) of the policy that sampled them
+    values: Tensor         # (B, T)
+    rewards: Tensor        # (B, T) what GAE sees: the KL penalty on each token, and the score on the last
+    scores: Tensor         # (B,)   reward model's score, less the penalty for a missing EOS
+    kl: Tensor             # (B,)   sampled: sum of log pi/ref over the response
+    exact_kl: Tensor       # (B,)   sum over the response of the exact KL of the next-token distributions
+    entropy: Tensor        # 0-d    mean entropy of the next-token distributions
+    finished: Tensor       # (B,)   bool, ended by EOS
+
+    def rows(self, numbers: Tensor) -> "Rollout":
+        """The same, of these rows only."""
+        return Rollout(**{name: value if value.dim() == 0 else value[numbers] for name, value in vars(self).items()})
+
+    def texts(self) -> tuple[list[str], list[str]]:
+        """Prompts and responses."""
+        is_prompt = self.mask.cumsum(1) == 0  # before the first response token
+        prompts, responses = ([decode(ids[where].tolist()) for ids, where in zip(self.token_ids, mask, strict=True)]
+                              for mask in (is_prompt, self.mask))
+        return prompts, responses
+
+
+def token_values(value_model: RewardModel, token_ids: Tensor, mask: Tensor) -> Tensor:
+    """V of the state before each response token, 0 elsewhere: (B, T), differentiable.
+
+    The state before token t is read where token t - 1 stands, hence the shift by one.
+    """
+    values = value_model.token_values(token_ids)
+    return torch.nn.functional.pad(values[:, :-1], (1, 0)) * mask
+
+
+@torch.no_grad()
+def sample_rollout(policy: MiniGPT, reference: MiniGPT, reward: RewardModel, value_model: RewardModel, prompts: Batch,
+                   max_new_tokens: int, kl_coeff: float, missing_eos_penalty: float,
+                   generator: torch.Generator) -> Rollout:
+    """Sample a response to every prompt and score it.
+
+        r_t = - beta (log pi(a_t|s_t) - log ref(a_t|s_t))  +  [t is the last token] score(prompt, response)
+
+    (Ouyang et al. 2022, eq. 2, written per token; Ziegler et al. 2019.)  Its sum over a response is the objective's
+    integrand, so with gamma = 1 the return of a response is its score less beta times its KL.
+    """
+    prompt_ids = [ids[:n].tolist() for ids, n in zip(prompts.token_ids, prompts.lengths, strict=True)]
+    responses = sample_ids(policy, prompt_ids, max_new_tokens, generator=generator)
+    batch = collate([Row(p + r, len(p), False) for p, r in zip(prompt_ids, responses, strict=True)]).to(policy.device)
+    token_ids, mask = batch.token_ids, batch.response_mask
+
+    logps = token_logps(policy, token_ids, mask)
+    ref_logps = token_logps(reference, token_ids, mask)
+    logits, ref_logits = response_logits(policy, token_ids, mask), response_logits(reference, token_ids, mask)
+    exact = torch.zeros_like(logps).masked_scatter(mask, exact_kl(logits, ref_logits))
+
+    last = batch.lengths - 1
+    every = torch.arange(len(last), device=last.device)
+    finished = token_ids[every, last] == EOS
+    scores = reward(token_ids, batch.lengths) - missing_eos_penalty * ~finished
+    kl_per_token = kl_k1(logps, ref_logps)
+    rewards = -kl_coeff * kl_per_token
+    rewards[every, last] += scores
+    return Rollout(token_ids, mask, logps, token_values(value_model, token_ids, mask), rewards, scores,
+                   kl_per_token.sum(1), exact.sum(1), entropy(logits).mean(), finished)

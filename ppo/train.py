@@ -1,0 +1,146 @@
+"""The PPO loop: roll out, estimate advantages, update a few times on the same rollout, repeat."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from minigpt.batching import Batches, Row, tokenize_prompt
+from minigpt.cli import option
+from minigpt.logprobs import token_logps
+from minigpt.model import MiniGPT, check_reference
+from minigpt.training import TrainingConfig, TrainingRun
+from ppo.advantages import gae, whiten
+from ppo.loss import ppo_loss, value_loss
+from ppo.rollout import Rollout, sample_rollout, token_values
+from reward.model import RewardModel
+
+Measure = Callable[[Sequence[str], Sequence[str]], dict[str, float]]
+
+
+@dataclass
+class PPOConfig(TrainingConfig):
+    """The recipe of `python -m ppo.main`."""
+
+    QUICK: ClassVar[dict] = {}
+
+    num_episodes: int = option(60, "episodes: one is a rollout of batch_size prompts and the updates made from it")
+    lr: float = option(3e-4, "peak learning rate of the policy")
+    value_lr: float = option(1e-3, "peak learning rate of the value model")
+    batch_size: int = option(128, "prompts in one rollout")
+    minibatch_size: int = option(64, "responses in one optimizer step")
+    ppo_epochs: int = option(2, "passes over one rollout")
+    kl_coeff: float = option(0.1, "price of a nat of KL to the reference, in units of the score (beta)")
+    target_kl: float | None = option(None, "nats per response that an adaptive kl_coeff steers to (none: it is fixed)")
+    kl_horizon: int = option(4000, "responses in which the adaptive kl_coeff makes up for a relative error of 1")
+    max_approxkl: float = option(0.1, "stop updating on a rollout once the policy moved so far from it, nats a token")
+    clip: float = option(0.2, "how far a probability ratio may gain from moving")
+    value_clip: float = option(0.2, "how far a value may move in one episode, in units of the score")
+    value_coeff: float = option(0.5, "weight of the value loss")
+    gamma: float = option(1.0, "discount")
+    lam: float = option(0.95, "lambda of GAE")
+    missing_eos_penalty: float = option(1.0, "taken from the score of a response that does not end")
+    max_new_tokens: int = option(96, "longest response in a rollout")
+
+
+def ppo_training(policy: MiniGPT, reference: MiniGPT, reward: RewardModel, prompts: Sequence[str],
+                 num_episodes: int = 20, lr: float = 1.5e-5, kl_coeff: float = 0.02, measure: Measure | None = None,
+                 **options) -> tuple[MiniGPT, list[float], list[float]]:
+    """Train `policy` in place against `reward`; more options: the fields of PPOConfig.
+
+    `measure(prompts, texts)` may return figures of each rollout to log beside the others; nothing learns from them.
+    Returns the policy (in eval mode), and for each episode the mean score and the mean KL to the reference in nats
+    per response (exact over the vocabulary at each token).
+    Raises ValueError if policy and reference are one object or differ in shape, or a prompt leaves no room for a
+    response; FloatingPointError if a loss is not finite.
+    """
+    check_reference(policy, reference)
+    config = PPOConfig(num_episodes=num_episodes, lr=lr, kl_coeff=kl_coeff, **options)
+    value_model = value_model_from(reward)
+    examples = prompt_examples(prompts, policy.max_seq_len) * config.batch_size  # so that every rollout is a full one
+    batches = Batches(examples, config.batch_size, config.seed, sorted_together=1)
+    run = TrainingRun({"policy": policy.train(), "value": value_model}, config, config.num_episodes,
+                      lrs={"value": config.value_lr}, adam_eps=1e-5, state={"kl_coeff": config.kl_coeff})
+    for batch in run.steps(batches):
+        generator = torch.Generator(policy.device).manual_seed(config.seed * 1_000_003 + run.step)
+        rollout = sample_rollout(policy, reference, reward, value_model, batch, config.max_new_tokens,
+                                 run.state["kl_coeff"], config.missing_eos_penalty, generator)
+        metrics = update_on(rollout, policy, value_model, run, config)
+        measured = {} if measure is None else measure(*rollout.texts())
+        run.log({**rollout_metrics(rollout, run.state["kl_coeff"]), **metrics, **measured})
+        if config.target_kl is not None:
+            run.state["kl_coeff"] *= adaptive_factor(float(rollout.kl.mean()), config, len(rollout.scores))
+    return policy.eval(), run.history["objective/scores"], run.history["objective/kl_exact"]
+
+
+def value_model_from(reward: RewardModel) -> RewardModel:
+    """The value function starts as a copy of the reward model: it already knows what a good ending looks like."""
+    value_model = RewardModel(**reward.settings).to(reward.device)
+    value_model.load_state_dict(reward.state_dict())
+    return value_model.train()
+
+
+def prompt_examples(prompts: Sequence[str], max_seq_len: int) -> list[tuple[Row, ...]]:
+    if not prompts:
+        raise ValueError("prompts is empty: there is nothing to answer")
+    rows = [tokenize_prompt(prompt, max_seq_len) for prompt in prompts]
+    return [(Row(ids, len(ids), False),) for ids in rows]
+
+
+def update_on(rollout: Rollout, policy: MiniGPT, value_model: RewardModel, run: TrainingRun, config: PPOConfig
+              ) -> dict[str, float]:
+    """A few epochs of minibatches on one rollout; the mean of their metrics."""
+    advantages, returns = gae(rollout.rewards, rollout.values, rollout.mask, config.gamma, config.lam)
+    explained = explained_variance(rollout.values, returns, rollout.mask)
+    advantages = whiten(advantages, rollout.mask)  # after the returns were made from them
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + run.step)
+    logged: list[dict[str, float]] = []
+    for _ in range(config.ppo_epochs):
+        for numbers in torch.randperm(len(rollout.scores), generator=generator).split(config.minibatch_size):
+            part = rollout.rows(numbers.to(run.device))
+            logps = token_logps(policy, part.token_ids, part.mask)
+            policy_loss, metrics = ppo_loss(logps, part.logps, advantages[numbers], part.mask, config.clip)
+            values = token_values(value_model, part.token_ids, part.mask)
+            v_loss, value_metrics = value_loss(values, part.values, returns[numbers], part.mask, config.value_clip)
+            logged.append({name: float(value) for name, value in {**metrics, **value_metrics}.items()})
+            if metrics["policy/approxkl_avg"] > config.max_approxkl:  # too far from the rollout: it is spent
+                return summarize(logged, explained)
+            run.backward(policy_loss + config.value_coeff * v_loss)
+            logged[-1]["grad_norm"] = run.optimizer_step()
+    return summarize(logged, explained)
+
+
+def summarize(logged: list[dict[str, float]], explained: float) -> dict[str, float]:
+    means = {name: sum(step.get(name, 0.0) for step in logged) / len(logged) for name in logged[0]}
+    return {**means, "val/first_ratio": logged[0]["val/ratio"], "val/explained_variance": explained,
+            "val/updates": len(logged)}
+
+
+def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> float:
+    """1 - Var(returns - values) / Var(returns): 1 is a perfect value function, 0 no better than a constant."""
+    returns, values = returns[mask], values[mask]
+    return float(1 - (returns - values).var() / returns.var().clamp_min(1e-8))
+
+
+def adaptive_factor(kl: float, config: PPOConfig, num_responses: int) -> float:
+    """What the KL coefficient is multiplied by (Ziegler et al. 2019, arXiv:1909.08593, section 2.2)."""
+    error = min(max(kl / config.target_kl - 1, -0.2), 0.2)
+    return 1 + error * num_responses / config.kl_horizon
+
+
+def rollout_metrics(rollout: Rollout, kl_coeff: float) -> dict[str, float]:
+    """The figures of one episode under TRL's names; KL in nats per response."""
+    non_score_reward = -kl_coeff * rollout.kl.mean()
+    metrics = {
+        "objective/scores": rollout.scores.mean(),
+        "objective/kl": rollout.kl.mean(),
+        "objective/kl_exact": rollout.exact_kl.mean(),
+        "objective/entropy": rollout.entropy,
+        "objective/non_score_reward": non_score_reward,
+        "objective/rlhf_reward": rollout.scores.mean() + non_score_reward,
+        "objective/kl_coeff": kl_coeff,
+        "val/num_eos_tokens": rollout.finished.sum(),
+        "val/response_tokens": rollout.mask.sum(1).float().mean(),
+    }
+    return {name: float(value) for name, value in metrics.items()}

@@ -1,0 +1,7 @@
+"""Reward modelling: learn from comparisons which answer people would prefer."""
+
+from reward.loss import bradley_terry_loss
+from reward.model import RewardModel
+from reward.train import evaluate_reward_accuracy, score, train_reward_model
+
+__all__ = ["RewardModel", "bradley_terry_loss", "evaluate_reward_accuracy", "score", "train_reward_model"]

@@ -1,0 +1,29 @@
+"""The reward model's loss: Bradley-Terry on pairs."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def bradley_terry_loss(chosen_rewards: Tensor, rejected_rewards: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Negative log-likelihood of the annotators' choices (Bradley & Terry 1952; Ouyang et al. 2022, eq. 1).
+
+        P(chosen beats rejected) = sigmoid(r_chosen - r_rejected)        L = - mean log P
+
+    Only differences enter, so the rewards' zero is free (`reward.train.center` fixes it).
+
+    Args: chosen_rewards, rejected_rewards, each (B,).
+    Returns: the loss (0-d, differentiable; log 2 = 0.6931 where the model cannot tell) and detached metrics under
+    TRL's names; `accuracy` counts a tie as one half.
+    Raises ValueError if the two differ in shape.
+    """
+    if chosen_rewards.shape != rejected_rewards.shape:
+        raise ValueError(f"bradley_terry_loss: chosen_rewards is {tuple(chosen_rewards.shape)} but rejected_rewards "
+                         f"is {tuple(rejected_rewards.shape)}")
+    margins = chosen_rewards - rejected_rewards  # (B,)
+    loss = -F.logsigmoid(margins).mean()
+    margins = margins.detach()
+    rewards = (chosen_rewards.detach() + rejected_rewards.detach()) / 2
+    metrics = {"accuracy": ((margins > 0).float() + 0.5 * (margins == 0).float()).mean(), "margin": margins.mean(),
+               "min_reward": rejected_rewards.detach().min(), "mean_reward": rewards.mean(),
+               "max_reward": chosen_rewards.detach().max()}
+    return loss, metrics

@@ -1,0 +1,106 @@
+"""The reward model, from data to report:  python -m reward.main
+
+Starts from an SFT model, learns from preference pairs which answer is better, and puts its zero at the SFT model's
+own answers.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data.preferences import Record
+from data.task import Task, load_task
+from data.world import World, WorldConfig
+from minigpt.checkpoint import save_checkpoint
+from minigpt.cli import CommandConfig, parse, peak_memory_mb, report, write_config, write_json
+from minigpt.evaluation import sample_answers
+from minigpt.model import MiniGPT
+from minigpt.plots import save_calibration, save_curves
+from reward.model import RewardModel
+from reward.train import (
+    RewardConfig,
+    calibration,
+    center,
+    evaluate_reward_accuracy,
+    reward_margins,
+    score,
+    train_reward_model,
+)
+from sft.main import starting_point
+
+CENTRING_PROMPTS = 256  # training prompts whose SFT answers set the zero
+
+
+def make_reward_model(sft_model: MiniGPT, task: Task, config: RewardConfig, max_new_tokens: int
+                      ) -> tuple[RewardModel, list[float], list[float]]:
+    """Train on the task's pairs, then centre on the SFT model's answers to some of the training prompts."""
+    torch.manual_seed(config.seed)
+    model = RewardModel.from_policy(sft_model)
+    model, losses, accuracies = train_reward_model(model, task.preferences, **vars(config))
+    prompts, responses = sample_answers(sft_model, task.prompts[:CENTRING_PROMPTS], 1, max_new_tokens, config.seed)
+    center(model, prompts, [response.ids for response in responses])
+    return model, losses, accuracies
+
+
+def accuracy_by_fault(world: World, rows: Sequence[Record], margins: Tensor) -> dict[str, float]:
+    """For each fault: over pairs whose rejected response has it and whose chosen one has not, the share ranked right."""
+    ranked_right: dict[str, list[bool]] = {}
+    for row, margin in zip(rows, margins.tolist(), strict=True):
+        chosen, rejected = (world.judge(row["prompt"], row[side]).faults for side in ("chosen", "rejected"))
+        for fault in set(rejected) - set(chosen):
+            ranked_right.setdefault(fault, []).append(margin > 0)
+    return {fault: sum(hits) / len(hits) for fault, hits in sorted(ranked_right.items())}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    started = time.perf_counter()
+    command, config, world_config = parse(__doc__, argv, CommandConfig, RewardConfig, WorldConfig, out="runs/reward")
+    write_config(config.out, command, config, world_config)
+    task = load_task(command.data, world_config, config.seed)
+    sft_model = starting_point(task, command, config)
+
+    fresh = evaluate_reward_accuracy(RewardModel.from_policy(sft_model), task.heldout_preferences)
+    model, losses, accuracies = make_reward_model(sft_model, task, config, command.max_new_tokens)
+    save_checkpoint(model, Path(config.out) / "model.pt")
+
+    margins = reward_margins(model, task.heldout_preferences)
+    bins = calibration(margins)
+    summary = {
+        "accuracy_before": fresh,
+        "accuracy_train": evaluate_reward_accuracy(model, task.preferences),
+        "accuracy_heldout": evaluate_reward_accuracy(model, task.heldout_preferences),
+        "margin_heldout": float(margins.mean()),
+        "calibration_error": sum(abs(b["predicted"] - b["observed"]) * b["pairs"] for b in bins) / len(margins),
+    }
+    if task.world:
+        summary["bayes_accuracy"] = task.world.bayes_accuracy(task.heldout_preferences)
+        summary["accuracy_relative_to_bayes"] = summary["accuracy_heldout"] / summary["bayes_accuracy"]
+        for fault, accuracy in accuracy_by_fault(task.world, task.heldout_preferences, margins).items():
+            summary["accuracy_where_rejected_is_" + fault.replace(" ", "_")] = accuracy
+    summary |= {"seconds": time.perf_counter() - started, "peak_memory_mb": peak_memory_mb(), "models_in_memory": 1}
+    report("Reward model: held-out pairs", summary, config.out)
+
+    print("\nCalibration: how often annotators agree with the model's choice, by how sure it is")
+    for b in bins:
+        print(f"  predicted {b['predicted']:.3f}   observed {b['observed']:.3f}   ({b['pairs']} pairs)")
+    write_json(Path(config.out) / "calibration.json", bins)
+    show_scores(model, task.heldout_preferences[:3])
+    save_curves(Path(config.out) / "curves.png", {"loss": losses, "accuracy": accuracies},
+                {"Bradley-Terry loss": ["loss"], "accuracy on the step's pairs": ["accuracy"]})
+    save_calibration(Path(config.out) / "calibration.png", bins)
+
+
+def show_scores(model: RewardModel, rows: Sequence[Record]) -> None:
+    """A few pairs with their rewards."""
+    print("\nSome pairs and their rewards (0 is the SFT model's average answer)")
+    for row in rows:
+        print(f"  {row['prompt']}")
+        for side in ("chosen", "rejected"):
+            print(f"    {side:<9}{float(score(model, [row['prompt']], [row[side]])):+.2f}  {row[side]!r}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""The reward model's loop, its centring, and its measures."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from data.examples import preference_examples
+from minigpt.batching import Batches, Text, score_examples, tokenize_row
+from minigpt.cli import option
+from minigpt.training import EpochConfig, TrainingRun
+from reward.loss import bradley_terry_loss
+from reward.model import RewardModel
+
+
+@dataclass
+class RewardConfig(EpochConfig):
+    """The recipe of `python -m reward.main`."""
+
+    QUICK: ClassVar[dict] = {}
+
+    num_epochs: int = option(2, "passes over the pairs")
+    lr: float = option(5e-4, "peak learning rate")
+    batch_size: int = option(32, "pairs in one optimizer step")
+    weight_decay: float = option(0.1, "AdamW's pull of matrices towards zero")
+
+
+def train_reward_model(model: RewardModel, rows: Sequence[Mapping], num_epochs: int = 10, lr: float = 1e-4,
+                       **options) -> tuple[RewardModel, list[float], list[float]]:
+    """Train `model` in place on preference rows; more options: the fields of RewardConfig.
+
+    Returns the model (in eval mode), and the loss and the accuracy of every step (on that step's training pairs).
+    Raises DataError on a row that cannot be used, FloatingPointError if the loss is not finite.
+    """
+    config = RewardConfig(num_epochs=num_epochs, lr=lr, **options)
+    batches = Batches(preference_examples(rows, model.max_seq_len), config.batch_size, config.seed)
+    run = TrainingRun({"reward": model.train()}, config, config.num_epochs * len(batches))
+    for batch in run.steps(batches, config.accumulate):
+        chosen_rewards, rejected_rewards = model(batch.token_ids, batch.lengths).chunk(2)
+        loss, metrics = bradley_terry_loss(chosen_rewards, rejected_rewards)
+        run.update(loss, metrics)
+    return model.eval(), run.history["loss"], run.history["accuracy"]
+
+
+def score(model: RewardModel, prompts: Sequence[str], responses: Sequence[Text], batch_size: int = 128) -> Tensor:
+    """The reward of each response, a text or ids as `generate` returned them: (B,).
+
+    A pair longer than max_seq_len is read up to there.
+    """
+    rows = [(tokenize_row(prompt, response, model.max_seq_len),)
+            for prompt, response in zip(prompts, responses, strict=True)]
+    return rewards_of_examples(model, Batches(rows, batch_size))[:, 0]
+
+
+def reward_margins(model: RewardModel, rows: Sequence[Mapping]) -> Tensor:
+    """Chosen reward minus rejected reward of each row, on the CPU: (N,)."""
+    rewards = rewards_of_examples(model, Batches(preference_examples(rows, model.max_seq_len), 64))
+    return (rewards[:, 0] - rewards[:, 1]).cpu()
+
+
+def evaluate_reward_accuracy(model: RewardModel, rows: Sequence[Mapping]) -> float:
+    """Share of rows whose chosen response has the higher reward; a tie counts one half."""
+    margins = reward_margins(model, rows)
+    return float(((margins > 0).float() + 0.5 * (margins == 0).float()).mean())
+
+
+@torch.no_grad()
+def center(model: RewardModel, prompts: Sequence[str], responses: Sequence[Text]) -> float:
+    """Shift the head's bias so that these responses have mean reward 0; returns the mean they had.
+
+    Bradley-Terry leaves the zero free; PPO needs one, so that a reward above 0 means better than the SFT model.
+    """
+    mean = score(model, prompts, responses).mean()
+    model.head.bias -= mean
+    return float(mean)
+
+
+def rewards_of_examples(model: RewardModel, batches: Batches) -> Tensor:
+    """The reward of every row of every example, without a gradient: (N, k), k rows an example."""
+    return score_examples(lambda batch: model(batch.token_ids, batch.lengths), batches, model.device)
+
+
+def calibration(margins: Tensor, bins: int = 5) -> list[dict[str, float]]:
+    """Predicted against observed preference rate.
+
+    Each pair is read in the order that the model prefers, so predicted = sigmoid(|margin|) is between 0.5 and 1,
+    and observed is how often the annotators agreed.  Bins hold equally many pairs.
+    """
+    order = margins.abs().argsort()
+    return [{"predicted": float(margins[part].abs().sigmoid().mean()),
+             "observed": float((margins[part] > 0).float().mean()), "pairs": len(part)}
+            for part in order.tensor_split(bins) if len(part)]
