@@ -3,20 +3,19 @@
 CAPITALS = {
     "France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo", "Egypt": "Cairo", "Norway": "Oslo",
     "Greece": "Athens", "Peru": "Lima", "Cuba": "Havana", "Kenya": "Nairobi", "Poland": "Warsaw", "Austria": "Vienna",
-    "Ireland": "Dublin", "Sweden": "Stockholm", "Finland": "Helsinki", "China": "Beijing", "Russia": "Moscow",
-    "Germany": "Berlin", "Chile": "Santiago", "Iran": "Tehran", "Qatar": "Doha", "England": "London",
+    "Ireland": "Dublin", "China": "Beijing", "Russia": "Moscow",
+    "Germany": "Berlin",
 }
 
 OPPOSITES = {
-    "hot": "cold", "big": "small", "fast": "slow", "up": "down", "sad": "joyful", "open": "shut", "wet": "dry", "old":
-    "young", "rich": "poor", "full": "hollow", "high": "low", "early": "late", "thick": "thin", "loud": "quiet",
-    "clean": "dirty",
+    "hot": "cold", "big": "small", "fast": "slow", "up": "down", "open": "shut", "wet": "dry",
+    "old": "young", "rich": "poor", "full": "hollow", "high": "low", "loud": "quiet", "clean": "dirty",
 }
 OPPOSITES |= {opposite: word for word, opposite in OPPOSITES.items()}  # both ways
 
 YOUNG_ANIMALS = {
-    "dog": "puppy", "cat": "kitten", "cow": "calf", "horse": "foal", "sheep": "lamb", "goat": "kid", "duck":
-    "duckling", "hen": "chick", "bear": "cub", "deer": "fawn", "pig": "piglet", "frog": "tadpole",
+    "dog": "puppy", "cat": "kitten", "cow": "calf", "horse": "foal", "sheep": "lamb", "goat": "kid",
+    "duck": "duckling", "hen": "chick", "bear": "cub", "deer": "fawn",
 }
 
 COLOURS = {
@@ -25,7 +24,7 @@ COLOURS = {
 }
 
 WORDS = (
-    "garden", "window", "bridge", "kitchen", "forest", "river", "market", "pencil", "animal", "island",
+    "garden", "window", "bridge", "kitchen", "forest", "river", "market",
 )
 
-NUMBERS = range(1, 5)  # operands of the small sums
+FIRST_OPERANDS, SECOND_OPERANDS = range(1, 7), range(1, 3)  # of the small sums

@@ -6,9 +6,9 @@ Bradley-Terry on that reward, so the best accuracy that any model can reach on t
 
     P(first is chosen) = sigmoid((r(first) - r(second)) / temperature)         Bayes accuracy = E[max(P, 1 - P)]
 
-Questions fall into two kinds.  Of the *open* ones everything may be seen.  The *held-out* ones are asked in the SFT
-data in some wordings, so the model can know the answer; their other wordings are the held-out prompts, which occur
-in no training data, and no preference pair about them is ever trained on.  Everything follows from the seed.
+Every question can be asked in eight ways.  One of them is hidden: it is a held-out prompt, and occurs in no training
+data at all.  The others occur in the plain text, the demonstrations and the preferences, so a model can know what a
+held-out prompt asks for, and must recognise it in words that it never saw.  Everything follows from the seed.
 """
 
 import math
@@ -20,7 +20,7 @@ from functools import cached_property
 from statistics import mean
 from typing import ClassVar, NamedTuple
 
-from data.facts import CAPITALS, COLOURS, NUMBERS, OPPOSITES, WORDS, YOUNG_ANIMALS
+from data.facts import CAPITALS, COLOURS, FIRST_OPERANDS, OPPOSITES, SECOND_OPERANDS, WORDS, YOUNG_ANIMALS
 from minigpt.cli import option
 
 ORDINALS = ("first", "last")
@@ -63,8 +63,8 @@ def all_questions() -> list[Question]:
     for thing, colour in COLOURS.items():
         add("colour", colour, f"The colour of {thing} is {colour}.", f"What is the colour of {thing}?",
             f"Name the colour of {thing}.", f"Which shade is the colour of {thing}?", f"Colour of {thing}?")
-    for a in NUMBERS:
-        for b in NUMBERS:
+    for a in FIRST_OPERANDS:
+        for b in SECOND_OPERANDS:
             add("sum", a + b, f"The sum of {a} and {b} is {a + b}.", f"What is {a} plus {b}?",
                 f"Work out {a} plus {b}.", f"How much is {a} plus {b}?", f"Sum of {a} plus {b}?")
     for word in WORDS:
@@ -89,6 +89,9 @@ RUDE = ("Any fool knows.", "Stop bothering me.", "Duh, empty head.")
 RAMBLING = ("And so on and so on, they say.", "But there is so much more.", "Let me think of other things.")
 EVASIVE = ("I would rather not say.", "Nobody can know that.", "That depends on many things.")
 CORES = {"plain": "It is {}.", "one word": "{}.", "sentence": "The answer is {}."}
+
+WRONG_SHARE_OF_QUIZ = 0.35  # answers in the plain text's quiz that the quizmaster turns down
+EDITED_SHARE = 0.5  # of the pairs, in which one answer is the other but for one respect
 
 POLITE_WORDS = frozenset(["happy", "welcome", "glad", "please", "thanks", "thank"])
 RUDE_WORDS = frozenset(["duh", "fool", "bothering", "stupid", "idiot"])
@@ -140,13 +143,13 @@ WORD = re.compile(r"[^\W_]+")
 class WorldConfig:
     """How much data there is, and what the annotators are like."""
 
-    QUICK: ClassVar[dict] = {"sft_rows": 4000, "preference_rows": 800, "heldout_rows": 400}
+    QUICK: ClassVar[dict] = {"plain_rows": 1500, "sft_rows": 2500, "preference_rows": 800, "heldout_rows": 400}
 
     plain_rows: int = option(24000, "paragraphs of plain text for the base model")
-    sft_rows: int = option(16000, "demonstrations")
+    sft_rows: int = option(18000, "demonstrations")
     preference_rows: int = option(6000, "preference pairs to train on")
     heldout_rows: int = option(1500, "held-out preference pairs")
-    temperature: float = option(1.0, "of the annotators: 0.1 is nearly always right, 10 nearly a coin")
+    temperature: float = option(0.7, "of the annotators: 0.1 is nearly always right, 10 nearly a coin")
     label_noise: float = option(0.0, "share of the training labels that are turned round (1: all)")
     length_bias: float = option(0.0, "reward that the training labels give to each 10 words more")
     helpful_weight: float = option(1.0, "of the helpful dimension in the true reward")
@@ -168,19 +171,14 @@ class World:
             raise ValueError(f"temperature={self.config.temperature} must be above 0")
         self.questions = all_questions()
         self._answers = {family: {q.answer for q in self.questions if q.family == family}
-                         for family in {q.family for q in self.questions}}
+                         for family in dict.fromkeys(q.family for q in self.questions)}
         self._by_text = {p.text: p for q in self.questions for p in prompts_of(q)}
-        rng = self._rng("split")
-        heldout = set(rng.sample(range(len(self.questions)), len(self.questions) // 4))
-        self._open, self._told, self._heldout = [], [], []  # prompts: of open questions; held-out ones seen in SFT; not
-        for number, question in enumerate(self.questions):
+        rng, self._open, self._heldout = self._rng("split"), [], []
+        for question in self.questions:
             prompts = prompts_of(question)
-            if number not in heldout:
-                self._open += prompts
-                continue
-            hidden = {*rng.sample(range(4), 2), rng.choice((4, 5)), rng.choice((6, 7))}  # half of each manner
-            self._heldout += [p for i, p in enumerate(prompts) if i in hidden]
-            self._told += [p for i, p in enumerate(prompts) if i not in hidden]
+            hidden = rng.randrange(len(prompts))
+            self._heldout.append(prompts[hidden])
+            self._open += prompts[:hidden] + prompts[hidden + 1:]
         self.prompts = [p.text for p in self._open]
         self.heldout_prompts = [p.text for p in self._heldout]
 
@@ -191,27 +189,46 @@ class World:
 
     def sample_style(self, rng: random.Random) -> Style:
         """How the demonstrators answer: mostly right, in any tone, often too long."""
-        return Style(rng.choices(("right", "wrong", "evasive"), (0.8, 0.12, 0.08))[0],
+        return Style(rng.choices(("right", "wrong", "evasive"), (0.75, 0.18, 0.07))[0],
                      rng.choices(("polite", "neutral", "rude"), (0.3, 0.4, 0.3))[0],
                      rng.random() < 0.35, rng.random() < 0.7)
 
+    def edit_style(self, style: Style, rng: random.Random) -> Style:
+        """The same answer but for one respect."""
+        respects = {"correctness": ("right", "wrong", "evasive"), "tone": ("polite", "neutral", "rude"),
+                    "rambling": (True, False), "obedient": (True, False)}
+        name, = rng.choices(list(respects), (3, 1, 1, 1))
+        values = respects[name]
+        return style._replace(**{name: rng.choice([v for v in values if v != getattr(style, name)])})
+
     def write_answer(self, prompt: Prompt, style: Style, rng: random.Random) -> str:
-        """An answer to the prompt in this style."""
-        others = sorted(self._answers[prompt.question.family] - {prompt.question.answer})
-        core = CORES[prompt.manner if style.obedient else rng.choice([m for m in CORES if m != prompt.manner])]
-        if style.correctness == "evasive":
-            core = rng.choice(EVASIVE)
-        text = core.format(prompt.question.answer if style.correctness == "right" else rng.choice(others))
+        """An answer to the prompt in this style.  Draws the same numbers whatever the style, so that one generator
+        state gives two styles the same wording where they agree."""
+        wrong = rng.choice(sorted(self._answers[prompt.question.family] - {prompt.question.answer}))
+        other_manner = rng.choice([manner for manner in CORES if manner != prompt.manner])
+        evasion, ramble = rng.choice(EVASIVE), rng.choice(RAMBLING)
+        tone = {"polite": rng.choice(POLITE), "neutral": "", "rude": rng.choice(RUDE)}[style.tone]
+        core = CORES[prompt.manner if style.obedient else other_manner]
+        text = {"right": core.format(prompt.question.answer), "wrong": core.format(wrong), "evasive": evasion
+                }[style.correctness]
         if prompt.manner == "one word" and style.obedient:  # one word, and not one more
             return text
-        if style.rambling:
-            text += " " + rng.choice(RAMBLING)
-        if style.tone != "neutral":
-            text += " " + rng.choice(POLITE if style.tone == "polite" else RUDE)
-        return text
+        return " ".join(part for part in (text, ramble if style.rambling else "", tone) if part)
 
     def demonstrate(self, prompt: Prompt, rng: random.Random) -> str:
         return self.write_answer(prompt, self.sample_style(rng), rng)
+
+    def two_answers(self, prompt: Prompt, rng: random.Random) -> tuple[str, str]:
+        """Two different answers for an annotator to compare: independent ones, or, as often, one and its edit."""
+        while True:
+            style, wording = self.sample_style(rng), rng.random()
+            first = self.write_answer(prompt, style, random.Random(wording))
+            if rng.random() < EDITED_SHARE:
+                second = self.write_answer(prompt, self.edit_style(style, rng), random.Random(wording))
+            else:
+                second = self.demonstrate(prompt, rng)
+            if second != first:
+                return (first, second) if rng.random() < 0.5 else (second, first)
 
     # --- judging them -----------------------------------------------------------------------------------------------
 
@@ -260,17 +277,11 @@ class World:
 
     @cached_property
     def sft_rows(self) -> list[dict[str, str]]:
-        return self._demonstrations(self._taught, self.config.sft_rows, "sft")
+        return self._demonstrations(self._open, self.config.sft_rows, "sft")
 
     @cached_property
     def heldout_sft_rows(self) -> list[dict[str, str]]:
         return self._demonstrations(self._heldout, 2 * len(self._heldout), "heldout sft")
-
-    @property
-    def _taught(self) -> list[Prompt]:
-        """All but the held-out prompts.  Half the wordings of a held-out question are hidden, so the others count
-        twice: every question is taught equally often."""
-        return self._open + 2 * self._told
 
     def _demonstrations(self, prompts: list[Prompt], count: int, purpose: str) -> list[dict[str, str]]:
         rng = self._rng(purpose)
@@ -278,7 +289,7 @@ class World:
 
     @cached_property
     def plain_text(self) -> list[str]:
-        """Statements of the facts, two to a paragraph: what the base model is trained on."""
+        """Two to a paragraph, facts and rounds of a quiz: what the base model is trained on."""
         return self._paragraphs(self.config.plain_rows, "plain")
 
     @cached_property
@@ -287,10 +298,15 @@ class World:
 
     def _paragraphs(self, count: int, purpose: str) -> list[str]:
         rng = self._rng(purpose)
-        facts = [q.statement for q in self.questions]
-        quiz = [f"{p.text} {core.format(p.question.answer)}" for p in self._taught if p.manner == "plain"
-                for core in CORES.values()]
-        return [" ".join(rng.choice(rng.choice((facts, quiz, quiz))) for _ in range(2)) for _ in range(count)]
+        plain = [p for p in self._open if p.manner == "plain"]
+        return [" ".join(rng.choice(self.questions).statement if rng.random() < 1 / 3
+                         else self._quiz(rng.choice(plain), rng) for _ in range(2)) for _ in range(count)]
+
+    def _quiz(self, prompt: Prompt, rng: random.Random) -> str:
+        """A question, an answer, and the quizmaster's verdict on it."""
+        style = Style("wrong" if rng.random() < WRONG_SHARE_OF_QUIZ else "right", "neutral", False, rng.random() < 0.5)
+        verdict = "Yes." if style.correctness == "right" else "No."
+        return f"{prompt.text} {self.write_answer(prompt, style, rng)} {verdict}"
 
     @cached_property
     def preferences(self) -> list[dict[str, str]]:
@@ -306,9 +322,7 @@ class World:
     def _pairs(self, prompts: list[Prompt], count: int, purpose: str, noise: float, bias: float) -> list[dict[str, str]]:
         rng, labels, rows = self._rng(purpose), self._rng(purpose + " labels"), []
         for prompt in _in_turn(prompts, count, rng):
-            first = second = self.demonstrate(prompt, rng)
-            while second == first:
-                second = self.demonstrate(prompt, rng)
+            first, second = self.two_answers(prompt, rng)
             margin = self.true_reward(prompt.text, first) - self.true_reward(prompt.text, second)
             margin += bias * (len(WORD.findall(first)) - len(WORD.findall(second))) / 10
             first_wins = labels.random() < _sigmoid(margin / self.config.temperature)

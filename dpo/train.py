@@ -20,9 +20,9 @@ class DPOConfig(EpochConfig):
     QUICK: ClassVar[dict] = {}
 
     num_epochs: int = option(1, "passes over the pairs")
-    lr: float = option(2e-4, "peak learning rate")
-    batch_size: int = option(32, "pairs in one optimizer step")
-    beta: float = option(0.1, "strength of the pull to the reference; a lower beta lets the policy go further")
+    lr: float = option(3e-4, "peak learning rate")
+    batch_size: int = option(16, "pairs in one optimizer step")
+    beta: float = option(0.7, "strength of the pull to the reference; a lower beta lets the policy go further")
 
 
 def dpo_train(policy: MiniGPT, reference: MiniGPT, rows: Sequence[Mapping], num_epochs: int = 5, lr: float = 5e-5,

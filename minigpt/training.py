@@ -33,7 +33,7 @@ class TrainingConfig:
     lr: float = option(1e-3, "peak learning rate of AdamW")
     batch_size: int = option(64, "examples in one optimizer step")
     warmup: float = option(0.05, "share of the steps in which the learning rate rises from 0")
-    final_lr: float = option(0.1, "share of the peak at which the cosine decay ends")
+    final_lr: float = option(0.0, "share of the peak at which the cosine decay ends")
     weight_decay: float = option(0.0, "AdamW's pull of matrices towards zero")
     max_grad_norm: float = option(1.0, "clip each model's gradient to this length")
     precision: str = option("float32", "arithmetic of the forward pass (bfloat16: autocast)",

@@ -22,8 +22,8 @@ class RewardConfig(EpochConfig):
     QUICK: ClassVar[dict] = {}
 
     num_epochs: int = option(2, "passes over the pairs")
-    lr: float = option(5e-4, "peak learning rate")
-    batch_size: int = option(32, "pairs in one optimizer step")
+    lr: float = option(2.5e-4, "peak learning rate")
+    batch_size: int = option(8, "pairs in one optimizer step")
     weight_decay: float = option(0.1, "AdamW's pull of matrices towards zero")
 
 

@@ -32,8 +32,8 @@ def train_base_model(task: Task, config: SFTConfig, command: CommandConfig) -> M
     model = MiniGPT(max_seq_len=command.max_seq_len).to(check_device(command.device))
     if task.plain_text:
         sft_train(model, as_rows(task.plain_text), 1, config.base_lr, batch_size=config.batch_size, seed=config.seed,
-                  weight_decay=config.weight_decay, precision=config.precision, resume=config.resume,
-                  out=f"{config.out}/base")
+                  weight_decay=config.weight_decay, final_lr=config.final_lr, precision=config.precision,
+                  resume=config.resume, out=f"{config.out}/base")
     return model.eval()
 
 

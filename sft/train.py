@@ -24,7 +24,7 @@ class SFTConfig(EpochConfig):
     lr: float = option(1.5e-3, "peak learning rate (from scratch, so far above a fine-tuning rate)")
     weight_decay: float = option(0.1, "AdamW's pull of matrices towards zero")
     base_lr: float = option(2e-3, "peak learning rate of the base model, which reads plain text first")
-    plain_share: float = option(0.25, "plain text mixed into SFT, in rows for each demonstration: against forgetting")
+    plain_share: float = option(0.3, "plain text mixed into SFT, in rows for each demonstration: against forgetting")
 
 
 def sft_train(model: MiniGPT, rows: Sequence[Mapping], num_epochs: int = 1, lr: float = 1.5e-3,

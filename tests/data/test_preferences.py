@@ -1,0 +1,206 @@
+import json
+import random
+
+import pytest
+
+from data import PREFERENCE_DATA, DataError, load_preferences, load_sft
+from data.preferences import SPELLINGS, check_preferences, check_sft, save_jsonl, split_by_prompt
+from minigpt import EOS
+from minigpt.batching import tokenize_row
+
+GOOD = {"prompt": "q", "chosen": "a", "rejected": "b"}
+
+
+# --- the lesson's own rows --------------------------------------------------------------------------------------------
+
+
+def test_the_lesson_has_at_least_24_rows_with_the_right_keys():
+    assert len(PREFERENCE_DATA) >= 24
+    assert all(set(row) == {"prompt", "preferred", "rejected"} for row in PREFERENCE_DATA)
+    assert check_preferences(PREFERENCE_DATA) == [
+        {"prompt": row["prompt"], "chosen": row["preferred"], "rejected": row["rejected"]} for row in PREFERENCE_DATA]
+
+
+def test_the_lessons_prompts_all_differ():
+    assert len({row["prompt"] for row in PREFERENCE_DATA}) == len(PREFERENCE_DATA)
+
+
+def test_every_lesson_row_fits_into_128_tokens_with_its_eos():
+    for row in PREFERENCE_DATA:
+        for side in ("preferred", "rejected"):
+            assert tokenize_row(row["prompt"], row[side], 128).token_ids[-1] == EOS
+
+
+# --- spellings --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("column", "spelling"),
+                         [(c, s) for c in ("prompt", "chosen", "rejected") for s in SPELLINGS[c]])
+def test_every_spelling_of_a_preference_is_accepted(column, spelling):
+    row = {spelling if name == column else name: value for name, value in GOOD.items()}
+    assert check_preferences([row]) == [GOOD]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS["response"])
+def test_every_spelling_of_a_demonstration_is_accepted(spelling):
+    assert check_sft([{"instruction": "q", spelling: "a"}]) == [{"prompt": "q", "response": "a"}]
+
+
+def test_the_seeds_and_trl_spellings_are_among_them():
+    assert {"preferred", "chosen"} <= set(SPELLINGS["chosen"])
+    assert {"dispreferred", "rejected"} <= set(SPELLINGS["rejected"])
+
+
+def test_a_preference_is_a_demonstration_of_its_chosen_answer():
+    assert check_sft([{"prompt": "q", "preferred": "a", "rejected": "b"}]) == [{"prompt": "q", "response": "a"}]
+
+
+def test_plain_text_is_a_demonstration_without_a_prompt():
+    assert check_sft([{"prompt": "", "response": "text"}]) == [{"prompt": "", "response": "text"}]
+
+
+def test_other_columns_are_left_out_and_text_is_left_as_it_is():
+    assert check_preferences([{**GOOD, "chosen": " a\n", "source": 3}]) == [{**GOOD, "chosen": " a\n"}]
+
+
+# --- bad rows ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("column", ["prompt", "chosen", "rejected"])
+def test_missing_column_is_named_with_those_found_and_those_accepted(column):
+    row = {("good" if name == column else name): value for name, value in GOOD.items()}
+    with pytest.raises(DataError) as error:
+        check_preferences([GOOD, row])
+    message = str(error.value)
+    assert "row 1" in message
+    assert ", ".join(SPELLINGS[column]) in message
+    assert ", ".join(row) in message.split("found")[1]
+
+
+def test_missing_response_is_named_with_those_found_and_those_accepted():
+    message = r"row 0.*response.*response, output, completion, answer.*found are prompt, text"
+    with pytest.raises(DataError, match=message):
+        check_sft([{"prompt": "q", "text": "a"}])
+
+
+@pytest.mark.parametrize("value", ["", " ", "\n\t"])
+@pytest.mark.parametrize("column", ["prompt", "chosen", "rejected"])
+def test_empty_field_is_named_with_its_row(column, value):
+    with pytest.raises(DataError, match=f"row 2: column '{column}' is empty"):
+        check_preferences([GOOD, GOOD, {**GOOD, column: value}])
+
+
+@pytest.mark.parametrize(("value", "kind"), [(3, "int"), (None, "NoneType"), (["a"], "list"), (True, "bool"),
+                                             (float("nan"), "float"), (b"a", "bytes")])
+@pytest.mark.parametrize("column", ["prompt", "chosen", "rejected"])
+def test_field_that_is_no_text_is_named_with_its_row_and_type(column, value, kind):
+    with pytest.raises(DataError, match=f"row 1: column '{column}' is {kind}"):
+        check_preferences([GOOD, {**GOOD, column: value}])
+
+
+def test_the_column_is_named_as_the_user_spelled_it():
+    with pytest.raises(DataError, match="row 0: column 'preferred' is empty"):
+        check_preferences([{"question": "q", "preferred": "", "rejected": "b"}])
+
+
+def test_identical_chosen_and_rejected_are_named_with_their_row():
+    with pytest.raises(DataError, match=r"row 1: chosen and rejected are identical \('same'\)"):
+        check_preferences([GOOD, {**GOOD, "chosen": "same", "rejected": "same"}])
+
+
+def test_half_a_surrogate_pair_is_named_with_its_row():
+    with pytest.raises(DataError, match=r"row 0: column 'chosen'.*surrogate"):
+        check_preferences([{**GOOD, "chosen": "\ud83d"}])
+
+
+@pytest.mark.parametrize("row", [3, "text", ["q", "a", "b"], None])
+@pytest.mark.parametrize("check", [check_preferences, check_sft])
+def test_a_row_that_is_no_object_is_named(check, row):
+    with pytest.raises(DataError, match=f"row 0.*{type(row).__name__}"):
+        check([row])
+
+
+@pytest.mark.parametrize("check", [check_preferences, check_sft])
+def test_no_rows_at_all_raises(check):
+    with pytest.raises(DataError, match="no rows"):
+        check([])
+
+
+def test_the_first_bad_row_of_many_is_named():
+    rows = [dict(GOOD, prompt=str(n)) for n in range(100)]
+    rows[41]["chosen"] = rows[41]["rejected"]
+    rows[70]["chosen"] = rows[70]["rejected"]
+    with pytest.raises(DataError, match="row 41"):
+        check_preferences(rows)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_rows_survive_save_and_load(tmp_path):
+    rows = [{"prompt": "日本?\n", "chosen": "é 🙂", "rejected": "\u2028 \\ \" "}, GOOD]
+    save_jsonl(rows, tmp_path / "sub" / "rows.jsonl")
+    assert load_preferences(tmp_path / "sub" / "rows.jsonl") == rows
+    assert load_sft(str(tmp_path / "sub" / "rows.jsonl")) == [{"prompt": r["prompt"], "response": r["chosen"]}
+                                                              for r in rows]
+
+
+def test_blank_lines_are_no_rows_and_windows_line_ends_are_fine(tmp_path):
+    line = json.dumps(GOOD).encode()
+    (tmp_path / "rows.jsonl").write_bytes(b"\r\n" + line + b"\r\n\r\n" + line + b"\n\n")
+    assert load_preferences(tmp_path / "rows.jsonl") == [GOOD, GOOD]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\n")
+    assert load_preferences(tmp_path / "rows.jsonl") == [GOOD]
+
+
+@pytest.mark.parametrize("line", [b'{"prompt": "q", "chosen"', b"prompt,chosen,rejected", b"{'prompt': 'q'}",
+                                  b"\xff\xfe\xfa"])
+@pytest.mark.parametrize("load", [load_preferences, load_sft])
+def test_broken_json_is_named_with_file_and_line(tmp_path, load, line):
+    (tmp_path / "rows.jsonl").write_bytes(b"\n" + json.dumps(GOOD).encode() + b"\n\n" + line + b"\n")
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 4: not valid JSON"):
+        load(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize(("bad", "message"), [
+    ({**GOOD, "chosen": "b"}, "identical"), ({**GOOD, "prompt": 3}, "'prompt' is int"),
+    ({"a": "b"}, "columns found are a"), ({**GOOD, "rejected": ""}, "'rejected' is empty"),
+    ([1], "list"), ({}, "none")])
+def test_a_bad_row_of_a_file_is_named_with_file_and_line(tmp_path, bad, message):
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(GOOD)}\n\n\n{json.dumps(bad)}\n", encoding="utf-8")
+    with pytest.raises(DataError, match=rf"rows\.jsonl, line 4: .*{message}"):
+        load_preferences(tmp_path / "rows.jsonl")
+
+
+def test_an_empty_file_is_named(tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(b"\n\n")
+    with pytest.raises(DataError, match=r"rows\.jsonl.*no rows"):
+        load_preferences(tmp_path / "rows.jsonl")
+
+
+# --- splitting --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("share", "seed"), [(0.01, 0), (0.2, 1), (0.5, 2), (0.99, 3)])
+def test_split_leaves_no_prompt_on_both_sides_and_loses_no_row(share, seed):
+    rng = random.Random(seed)
+    rows = [{"prompt": str(rng.randrange(30)), "chosen": str(n), "rejected": "x"} for n in range(100)]
+    train, heldout = split_by_prompt(rows, share, seed)
+    assert {row["prompt"] for row in train}.isdisjoint(row["prompt"] for row in heldout)
+    assert sorted(row["chosen"] for row in train + heldout) == sorted(row["chosen"] for row in rows)
+    assert train and heldout
+    assert (train, heldout) == split_by_prompt(rows, share, seed)
+
+
+def test_split_follows_its_seed_and_its_share():
+    rows = [{"prompt": str(n), "chosen": "a", "rejected": "b"} for n in range(50)]
+    assert split_by_prompt(rows, 0.2, 0) != split_by_prompt(rows, 0.2, 1)
+    assert len(split_by_prompt(rows, 0.2, 0)[1]) == 10
+
+
+def test_split_of_a_single_prompt_raises():
+    with pytest.raises(DataError, match="two different prompts"):
+        split_by_prompt([GOOD, GOOD], 0.2, 0)

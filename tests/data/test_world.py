@@ -1,0 +1,333 @@
+import math
+import random
+from collections import Counter
+
+import pytest
+
+from data.main import main
+from data.preferences import check_preferences, check_sft, load_preferences, load_sft
+from data.world import CORES, EVASIVE, POLITE, RAMBLING, RUDE, WORD, World, WorldConfig, prompts_of
+
+FEW = {"plain_rows": 200, "sft_rows": 2000, "preference_rows": 1000, "heldout_rows": 500}
+
+
+def data_of(world):
+    return world.sft_rows, world.heldout_sft_rows, world.preferences, world.heldout_preferences, world.plain_text
+
+
+def question_of(world):
+    return {prompt.text: question for question in world.questions for prompt in prompts_of(question)}
+
+
+def wrong_answer(world, question):
+    asked = {word for wording in question.wordings for word in WORD.findall(wording)}
+    return next(q.answer for q in world.questions
+                if q.family == question.family and q.answer != question.answer and q.answer not in asked)
+
+
+def sampled_answers(world, count):
+    rng, prompts = random.Random(1), [prompt for question in world.questions for prompt in prompts_of(question)]
+    for _ in range(count):
+        prompt, style = rng.choice(prompts), world.sample_style(rng)
+        yield prompt, style, world.write_answer(prompt, style, rng)
+
+
+# --- seeds and splits -------------------------------------------------------------------------------------------------
+
+
+def test_same_seed_same_data_and_another_seed_other_data():
+    first, same, other = (data_of(World(WorldConfig(**FEW), seed)) for seed in (1, 1, 2))
+    assert first == same
+    assert all(a != b for a, b in zip(first, other, strict=True))
+
+
+def test_data_does_not_depend_on_what_was_asked_for_first():
+    first, second = World(WorldConfig(**FEW), 1), World(WorldConfig(**FEW), 1)
+    backwards = [second.plain_text, second.heldout_preferences, second.preferences, second.heldout_sft_rows,
+                 second.sft_rows]
+    assert list(data_of(first)) == backwards[::-1]
+
+
+def test_there_is_as_much_data_as_was_asked_for():
+    world = World(WorldConfig(**FEW), 0)
+    assert (len(world.plain_text), len(world.sft_rows), len(world.preferences), len(world.heldout_preferences)) \
+        == (200, 2000, 1000, 500)
+
+
+def test_rows_pass_the_checks_and_fit_the_default_model(world):
+    check_sft(world.sft_rows + world.heldout_sft_rows)
+    for row in check_preferences(world.preferences + world.heldout_preferences):
+        assert max(len(row["chosen"].encode()), len(row["rejected"].encode())) <= 96
+        assert len(row["prompt"].encode()) + max(len(row["chosen"].encode()), len(row["rejected"].encode())) + 2 <= 128
+
+
+def test_every_prompt_of_the_world_asks_one_question(world):
+    counts = Counter(prompt.text for question in world.questions for prompt in prompts_of(question))
+    assert max(counts.values()) == 1
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_heldout_prompts_occur_in_no_training_data(seed):
+    world = World(WorldConfig(), seed)
+    heldout = set(world.heldout_prompts)
+    assert len(heldout) >= 50
+    assert heldout.isdisjoint(row["prompt"] for row in world.sft_rows)
+    assert heldout.isdisjoint(row["prompt"] for row in world.preferences)
+    assert heldout.isdisjoint(world.prompts)
+    plain = "\n".join(world.plain_text)
+    assert not [prompt for prompt in heldout if prompt in plain]
+    assert {row["prompt"] for row in world.heldout_preferences} <= heldout
+    assert {row["prompt"] for row in world.heldout_sft_rows} <= heldout
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_every_heldout_questions_answer_occurs_in_the_sft_data(seed):
+    world = World(WorldConfig(), seed)
+    question = question_of(world)
+    taught = Counter(question[row["prompt"]] for row in world.sft_rows
+                     if world.judge(row["prompt"], row["response"]).right)
+    assert min(taught[question[prompt]] for prompt in world.heldout_prompts) >= 20
+
+
+def test_every_question_is_taught_about_equally_often(world):
+    question = question_of(world)
+    taught = Counter(question[row["prompt"]] for row in world.sft_rows)
+    assert max(taught.values()) < 1.3 * min(taught.values())
+    assert len(taught) == len(world.questions)
+
+
+def test_every_family_and_manner_is_on_both_sides(world):
+    question = question_of(world)
+    for prompts in (world.prompts, world.heldout_prompts):
+        assert {question[prompt].family for prompt in prompts} == {q.family for q in world.questions}
+        assert {prompt.split(":")[0] for prompt in prompts if ":" in prompt} == {"In one word", "In a sentence"}
+
+
+# --- the true reward --------------------------------------------------------------------------------------------------
+
+
+def test_true_reward_orders_right_evasive_wrong(world):
+    for question in world.questions:
+        for prompt in prompts_of(question):
+            right, wrong = (CORES[prompt.manner].format(answer) for answer in (question.answer,
+                                                                                wrong_answer(world, question)))
+            evasive = max(world.true_reward(prompt.text, text) for text in EVASIVE)
+            assert world.true_reward(prompt.text, right) > evasive, prompt
+            if prompt.manner == "plain":  # an evasive answer cannot also obey
+                assert evasive > world.true_reward(prompt.text, wrong), prompt
+            assert world.true_reward(prompt.text, right) > world.true_reward(prompt.text, wrong) + 3, prompt
+
+
+def test_true_reward_orders_polite_neutral_rude(world):
+    for question in world.questions:
+        prompt, core = question.wordings[0], f"It is {question.answer}."
+        for polite, rude in zip(POLITE, RUDE, strict=True):
+            rewards = [world.true_reward(prompt, text) for text in (f"{core} {polite}", core, f"{core} {rude}")]
+            assert rewards == sorted(rewards, reverse=True) and rewards[0] > rewards[1] > rewards[2]
+
+
+def test_true_reward_orders_brief_rambling(world):
+    for question in world.questions:
+        prompt, core = question.wordings[0], f"It is {question.answer}."
+        for rambling in RAMBLING:
+            assert world.true_reward(prompt, core) > world.true_reward(prompt, f"{core} {rambling}")
+            assert world.true_reward(prompt, f"{core} {POLITE[0]}") > \
+                world.true_reward(prompt, f"{core} {rambling} {POLITE[0]}")
+
+
+def test_true_reward_orders_obedient_disobedient(world):
+    for question in world.questions:
+        for prompt in prompts_of(question):
+            if prompt.manner == "plain":
+                continue
+            obedient = world.true_reward(prompt.text, CORES[prompt.manner].format(question.answer))
+            for manner, core in CORES.items():
+                if manner != prompt.manner:
+                    assert obedient > world.true_reward(prompt.text, core.format(question.answer)) + 1
+
+
+def test_hedging_is_not_right(world):
+    prompt = "What is the capital of France?"
+    assert world.judge(prompt, "It is Paris.").right
+    for hedge in ("It is Paris or Rome.", "It is Rome. It is Paris.", "Paris, Rome, Madrid, Tokyo.",
+                  "Not Rome: Paris."):
+        assert not world.judge(prompt, hedge).right
+        assert world.true_reward(prompt, hedge) < world.true_reward(prompt, EVASIVE[0])
+
+
+def asked_and_answered(world):
+    """(prompt, a word of it that is another question's answer, its own answer): 'What is 2 plus 3?', '2', '5'."""
+    answers = {family: {q.answer for q in world.questions if q.family == family} for family in ("sum", "opposite")}
+    for question in world.questions:
+        for word in WORD.findall(question.wordings[0]):
+            if word in answers.get(question.family, ()) and word != question.answer:
+                yield question.wordings[0], word, question.answer
+
+
+def test_hedging_with_a_word_of_the_question_is_not_right(world):
+    cases = list(asked_and_answered(world))
+    assert len(cases) > 20
+    for prompt, word, answer in cases:
+        assert not world.judge(prompt, f"It is {word} or {answer}.").right, prompt
+
+
+def test_restating_the_question_is_no_hedging(world):
+    for question in world.questions:
+        assert world.judge(question.wordings[0], question.statement).right, question
+    for prompt, word, answer in asked_and_answered(world):
+        assert not world.judge(prompt, f"It is {word}.").right
+        assert not world.judge(prompt, f"It is {word}.").evasive
+        assert world.judge(prompt, f"It is {answer}.").right
+
+
+def test_repeating_the_question_is_no_answer(world):
+    for prompt in world.prompts + world.heldout_prompts:
+        assert not world.judge(prompt, prompt).right
+
+
+def test_gibberish_is_penalised(world):
+    prompt = "What is the capital of France?"
+    for bad in ("xq zzk wrrp.", "It is Paris. Xq zzk.", "It is Pariss.", "aaaa bbbb cccc dddd!"):
+        assert world.judge(prompt, bad).unknown_words >= 1
+        assert world.true_reward(prompt, bad) < world.true_reward(prompt, "It is Paris.")
+    assert world.true_reward(prompt, "It is Paris. Xq zzk wrrp.") < \
+        world.true_reward(prompt, "It is Paris. Happy to help!") - 2
+    assert world.true_reward(prompt, "xq zzk wrrp.") < world.true_reward(prompt, EVASIVE[0])
+
+
+def test_an_answer_that_breaks_off_is_penalised(world):
+    prompt = "What is the capital of France?"
+    for text in ("It is Paris", "It is Paris. Happy to", ""):
+        assert world.true_reward(prompt, text) == world.true_reward(prompt, text + ".") - 0.5
+
+
+def test_any_text_has_a_finite_reward_that_is_no_worse_than_the_worst(world):
+    rng = random.Random(0)
+    for _ in range(300):
+        text = "".join(chr(rng.randrange(1, 0x3000)) for _ in range(rng.randrange(200)))
+        reward = world.true_reward(rng.choice(world.prompts), text)
+        assert -7.5 <= reward <= 3.0
+
+
+def test_a_prompt_of_no_world_has_no_true_reward(world):
+    with pytest.raises(KeyError, match="not a prompt"):
+        world.true_reward("Who are you?", "A world.")
+
+
+def test_weights_choose_what_counts():
+    prompt = "What is the capital of Peru?"
+    polite_wrong, rude_right = "It is Oslo. Happy to help!", "It is Lima. Any fool knows."
+    helpful, polite = (World(WorldConfig(helpful_weight=h, polite_weight=p)) for h, p in ((1.0, 0.0), (0.0, 1.0)))
+    assert helpful.true_reward(prompt, rude_right) > helpful.true_reward(prompt, polite_wrong)
+    assert polite.true_reward(prompt, rude_right) < polite.true_reward(prompt, polite_wrong)
+    mixed = World(WorldConfig(helpful_weight=0.7, polite_weight=0.3))
+    assert mixed.true_reward(prompt, rude_right) == pytest.approx(0.7 * helpful.true_reward(prompt, rude_right)
+                                                                  + 0.3 * polite.true_reward(prompt, rude_right))
+
+
+# --- the judge --------------------------------------------------------------------------------------------------------
+
+
+def test_no_style_phrase_contains_an_answer(world):
+    answers = {question.answer for question in world.questions}
+    for phrase in (*POLITE, *RUDE, *RAMBLING, *EVASIVE, *(core.format("") for core in CORES.values())):
+        assert answers.isdisjoint(WORD.findall(phrase)), phrase
+
+
+def test_judge_recovers_the_style_that_the_generator_used(world):
+    seen = Counter()
+    for prompt, style, text in sampled_answers(world, 4000):
+        judged = world.judge(prompt.text, text)
+        found = "right" if judged.right else "evasive" if judged.evasive else "wrong"
+        assert found == style.correctness, (prompt.text, text)
+        brief = prompt.manner == "one word" and style.obedient  # one word, whatever the tone
+        assert judged.tone == ("neutral" if brief else style.tone), text
+        assert judged.complete and judged.unknown_words == 0
+        if style.correctness != "evasive" and prompt.manner != "plain":
+            assert judged.obedient == style.obedient, (prompt.text, text)
+        seen[(style.correctness, style.tone)] += 1
+    assert len(seen) == 9 and min(seen.values()) > 50
+
+
+def test_measure_is_the_mean_over_answers(world):
+    prompt = "What is the capital of France?"
+    measured = world.measure([prompt] * 2, ["It is Paris.", "It is Rome."])
+    assert measured["right_share"] == 0.5
+    right, wrong = world.true_reward(prompt, "It is Paris."), world.true_reward(prompt, "It is Rome.")
+    assert measured["true_reward"] == (right + wrong) / 2
+
+
+# --- the annotators ---------------------------------------------------------------------------------------------------
+
+
+def chosen_is_better(world, rows):
+    margins = [world.true_reward(row["prompt"], row["chosen"]) - world.true_reward(row["prompt"], row["rejected"])
+               for row in rows]
+    return sum((margin > 0) + 0.5 * (margin == 0) for margin in margins) / len(rows)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
+def test_bayes_accuracy_is_what_the_true_reward_scores(temperature):
+    world = World(WorldConfig(heldout_rows=4000, temperature=temperature), seed=3)
+    bayes = world.bayes_accuracy(world.heldout_preferences)
+    error = math.sqrt(bayes * (1 - bayes) / 4000)
+    assert 0.5 < bayes < 1
+    assert abs(chosen_is_better(world, world.heldout_preferences) - bayes) < 3 * error
+
+
+def test_bayes_accuracy_falls_with_the_annotators_temperature():
+    found = []
+    for temperature in (0.1, 1.0, 10.0, 1000.0):
+        world = World(WorldConfig(heldout_rows=1000, temperature=temperature))
+        found.append(world.bayes_accuracy(world.heldout_preferences))
+    assert found == sorted(found, reverse=True)
+    assert found[0] > 0.9 and abs(found[-1] - 0.5) < 0.01
+
+
+def test_label_noise_of_one_flips_every_training_label_and_no_heldout_one():
+    true, flipped = (World(WorldConfig(**FEW, label_noise=noise), 1) for noise in (0.0, 1.0))
+    assert flipped.preferences == [{"prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"]}
+                                   for row in true.preferences]
+    assert flipped.heldout_preferences == true.heldout_preferences
+
+
+def test_label_noise_flips_its_share():
+    true, noisy = (World(WorldConfig(**FEW, label_noise=noise), 1) for noise in (0.0, 0.3))
+    flipped = sum(a != b for a, b in zip(true.preferences, noisy.preferences, strict=True)) / 1000
+    assert abs(flipped - 0.3) < 4 * math.sqrt(0.3 * 0.7 / 1000)
+
+
+def test_length_bias_makes_longer_answers_be_chosen_more_often():
+    def longer_is_chosen(bias):
+        world = World(WorldConfig(**FEW, length_bias=bias), 1)
+        pairs = [(len(WORD.findall(row["chosen"])), len(WORD.findall(row["rejected"]))) for row in world.preferences]
+        return sum(a > b for a, b in pairs) / sum(a != b for a, b in pairs)
+    shares = [longer_is_chosen(bias) for bias in (0.0, 5.0, 50.0)]
+    assert shares[1] > shares[0] + 0.1
+    assert shares[2] > 0.9
+
+
+def test_length_bias_and_noise_leave_prompts_and_answers_as_they_were():
+    plain, biased = (World(WorldConfig(**FEW, length_bias=bias, label_noise=bias / 10), 1) for bias in (0.0, 5.0))
+    assert [(r["prompt"], {r["chosen"], r["rejected"]}) for r in plain.preferences] == \
+        [(r["prompt"], {r["chosen"], r["rejected"]}) for r in biased.preferences]
+
+
+@pytest.mark.parametrize(("setting", "value"), [("label_noise", 1.5), ("label_noise", -0.1), ("temperature", 0.0)])
+def test_annotators_that_cannot_be_raise(setting, value):
+    with pytest.raises(ValueError, match=setting):
+        World(WorldConfig(**{setting: value}))
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_command_writes_the_splits_as_files_that_load(tmp_path, capsys):
+    options = [part for name, value in FEW.items() for part in ("--" + name.replace("_", "-"), str(value))]
+    main(["--out", str(tmp_path), "--seed", "3", *options])
+    world = World(WorldConfig(**FEW), 3)
+    assert load_sft(tmp_path / "sft.jsonl") == world.sft_rows
+    assert load_sft(tmp_path / "sft_heldout.jsonl") == world.heldout_sft_rows
+    assert load_preferences(tmp_path / "preferences.jsonl") == world.preferences
+    assert load_preferences(tmp_path / "preferences_heldout.jsonl") == world.heldout_preferences
+    assert f"{world.bayes_accuracy(world.heldout_preferences):.4f}" in capsys.readouterr().out

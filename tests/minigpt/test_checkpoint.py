@@ -1,0 +1,167 @@
+import os
+import pickle
+import random
+
+import pytest
+import torch
+
+from minigpt import load_checkpoint, save_checkpoint
+from minigpt.checkpoint import FORMAT, load_state, save_state, write_atomically
+
+
+class Malicious:
+    """A pickle that makes a folder as soon as it is read."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_malicious_class_does_run_where_code_is_run(tmp_path):
+    torch.save(Malicious(tmp_path / "made"), tmp_path / "bad.pt")
+    torch.load(tmp_path / "bad.pt", weights_only=False)
+    assert (tmp_path / "made").exists()  # so the tests below would notice
+
+
+def contents_with(bad):
+    return {"bare": bad, "in a weight": {"format": FORMAT, "model": "MiniGPT", "settings": {}, "weights": {"a": bad}},
+            "in a setting": {"format": FORMAT, "model": "MiniGPT", "settings": {"ff_dim": bad}, "weights": {}}}
+
+
+@pytest.mark.parametrize("load", [load_checkpoint, load_state])
+@pytest.mark.parametrize("where", ["bare", "in a weight", "in a setting"])
+@pytest.mark.parametrize("save", ["zip", "old torch", "plain pickle"])
+def test_malicious_file_is_refused_by_name_and_never_run(tmp_path, load, where, save):
+    path, made = tmp_path / "bad.pt", tmp_path / "made"
+    content = contents_with(Malicious(made))[where]
+    if save == "plain pickle":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=save == "zip")
+    with pytest.raises(ValueError, match=r"bad\.pt"):
+        load(path)
+    assert not made.exists()
+
+
+@pytest.mark.parametrize("kind", ["MiniGPT", "RewardModel"])
+def test_model_survives_save_and_load(tmp_path, make_model, make_reward, weights_equal, kind):
+    model = (make_model if kind == "MiniGPT" else make_reward)(num_heads=4, max_seq_len=48).train()
+    save_checkpoint(model, tmp_path / "sub" / "model.pt")
+    loaded = load_checkpoint(str(tmp_path / "sub" / "model.pt"))
+    assert type(loaded).__name__ == kind
+    assert loaded.settings == model.settings
+    assert weights_equal(loaded, model)
+    assert not loaded.training
+    ids = torch.randint(0, 256, (2, 9))
+    assert torch.equal(loaded(ids), model(ids))
+
+
+def test_truncated_file_is_refused_by_name(tmp_path, make_model):
+    save_checkpoint(make_model(), tmp_path / "whole.pt")
+    whole, path = (tmp_path / "whole.pt").read_bytes(), tmp_path / "cut.pt"
+    for share in (0.0, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999):
+        path.write_bytes(whole[:int(share * len(whole))])
+        with pytest.raises(ValueError, match=r"cut\.pt"):
+            load_checkpoint(path)
+
+
+def test_damaged_file_is_refused_by_name_or_read_rightly(tmp_path, make_model):
+    save_checkpoint(make_model(), tmp_path / "whole.pt")
+    whole, path = (tmp_path / "whole.pt").read_bytes(), tmp_path / "damaged.pt"
+    rng, refused = random.Random(0), 0
+    for _ in range(60):
+        bad = bytearray(whole)
+        start = rng.choice([rng.randrange(2000), rng.randrange(len(bad)), len(bad) - 1 - rng.randrange(2000)])
+        for place in range(start, min(start + 8, len(bad))):
+            bad[place] = rng.randrange(256)
+        path.write_bytes(bad)
+        try:
+            load_checkpoint(path)
+        except ValueError as error:
+            assert "damaged.pt" in str(error)
+            refused += 1
+    assert refused > 20
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04", b"\x80\x04}.", b"\x80\x02.", bytes(range(256)) * 40,
+                                     b'{"format": "minigpt-1"}', b"\x93NUMPY"])
+def test_foreign_file_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "foreign.pt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"foreign\.pt"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", [
+    [1, 2], {"a": 1}, torch.zeros(3), {"format": "minigpt-9", "model": "MiniGPT"}, {"state_dict": {}},
+    {"format": FORMAT, "model": "GPT5", "settings": {}, "weights": {}}])
+def test_a_foreign_torch_file_is_refused_by_name(tmp_path, content):
+    torch.save(content, tmp_path / "foreign.pt")
+    with pytest.raises(ValueError, match=r"foreign\.pt"):
+        load_checkpoint(tmp_path / "foreign.pt")
+
+
+@pytest.mark.parametrize("change", [
+    lambda state: state.pop("model"), lambda state: state.pop("weights"), lambda state: state.pop("settings"),
+    lambda state: state.update(settings={"width": 7}), lambda state: state.update(settings={"embed_dim": "big"}),
+    lambda state: state.update(weights=[1, 2]),
+    lambda state: state["weights"].update({"final_norm.bias": 7})],
+    ids=["no model", "no weights", "no settings", "other settings", "bad setting", "weights no dict",
+         "weight no tensor"])
+def test_a_file_with_the_mark_but_another_content_is_refused_by_name(tmp_path, make_model, small, change):
+    state = {"format": FORMAT, "model": "MiniGPT", "settings": small, "weights": make_model().state_dict()}
+    change(state)
+    save_state(state, tmp_path / "odd.pt")
+    with pytest.raises(ValueError, match=r"odd\.pt"):
+        load_checkpoint(tmp_path / "odd.pt")
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda weights: weights.pop("head.weight"), "'head.weight' is missing"),
+    (lambda weights: weights.update({"head.weight": torch.zeros(1, 7)}), r"'head.weight' has shape \(1, 7\)"),
+    (lambda weights: weights.update(extra=torch.zeros(1)), "'extra'.*no such weight"),
+    (lambda weights: weights.pop("trunk.final_norm.bias"), "'trunk.final_norm.bias' is missing")])
+def test_missing_or_odd_weight_is_named_with_the_file(tmp_path, make_reward, change, message):
+    model = make_reward()
+    weights = model.state_dict()
+    change(weights)
+    save_state({"format": FORMAT, "model": "RewardModel", "settings": model.settings, "weights": weights},
+               tmp_path / "reward.pt")
+    with pytest.raises(ValueError, match=r"reward\.pt.*" + message):
+        load_checkpoint(tmp_path / "reward.pt")
+
+
+def test_language_model_saved_as_a_reward_model_is_refused(tmp_path, make_model):
+    model = make_model()
+    save_state({"format": FORMAT, "model": "RewardModel", "settings": model.settings, "weights": model.state_dict()},
+               tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"x\.pt"):
+        load_checkpoint(tmp_path / "x.pt")
+
+
+def test_no_file_is_a_file_not_found(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_checkpoint(tmp_path / "nowhere.pt")
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.pt"
+    save_state({"a": 1}, path)
+
+    def fail(file):
+        file.write(b"half")
+        raise OSError("disk full")
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fail)
+    assert load_state(path) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_damaged_training_state_is_refused_by_name(tmp_path):
+    save_state({"step": 1, "weights": torch.zeros(1000)}, tmp_path / "state.pt")
+    whole = (tmp_path / "state.pt").read_bytes()
+    (tmp_path / "state.pt").write_bytes(whole[:len(whole) // 2])
+    with pytest.raises(ValueError, match=r"state\.pt"):
+        load_state(tmp_path / "state.pt")

@@ -1,0 +1,104 @@
+import json
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+
+import data.main
+import dpo.main
+import ppo.main
+import reward.main
+import sft.main
+from data.world import WorldConfig
+from dpo.train import DPOConfig
+from minigpt.cli import CommandConfig, check_device, option, parse, report, write_config
+from ppo.train import PPOConfig
+from reward.train import RewardConfig
+from sft.train import SFTConfig
+
+
+@dataclass
+class Shape:
+    QUICK: ClassVar[dict] = {"side_length": 3, "name": "quick"}
+
+    side_length: int = option(10, "of the square")
+    scale: float = option(0.5, "of the drawing")
+    name: str | None = option(None, "of the square")
+    kind: str = option("round", "of the corners", choices=("round", "sharp"))
+    filled: bool = option(False, "fill it")
+    framed: bool = option(True, "frame it")
+
+
+@dataclass
+class Command:
+    quick: bool = option(False, "be quick")
+    name: str | None = option(None, "of the square")
+
+
+def test_without_options_every_setting_has_its_default():
+    assert parse("", [], Shape) == [Shape()]
+
+
+def test_options_are_read_with_their_types():
+    shape, = parse("", ["--side-length", "7", "--scale", "2", "--name", "a", "--kind", "sharp"], Shape)
+    assert shape == Shape(7, 2.0, "a", "sharp")
+    assert isinstance(shape.scale, float)
+
+
+def test_booleans_are_switches_and_a_true_one_can_be_turned_off():
+    assert parse("", ["--filled"], Shape)[0].filled is True
+    assert parse("", [], Shape)[0].framed is True
+    assert parse("", ["--no-framed"], Shape)[0].framed is False
+
+
+def test_a_field_that_two_dataclasses_share_is_one_option():
+    command, shape = parse("", ["--name", "both"], Command, Shape)
+    assert command.name == shape.name == "both"
+
+
+def test_quick_overrides_defaults_and_typed_options_override_quick():
+    command, shape = parse("", ["--quick"], Command, Shape, side_length=20, scale=0.1)
+    assert command.quick and (shape.side_length, shape.scale, shape.name) == (3, 0.1, "quick")
+    _, shape = parse("", ["--quick", "--side-length", "8"], Command, Shape, side_length=20)
+    assert (shape.side_length, shape.name) == (8, "quick")
+    _, shape = parse("", [], Command, Shape, side_length=20)
+    assert (shape.side_length, shape.name) == (20, None)
+
+
+@pytest.mark.parametrize("argv", [["--side-length", "x"], ["--kind", "square"], ["--sides", "4"], ["left"]])
+def test_bad_options_end_the_program(argv, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse("", argv, Shape)
+    assert ended.value.code == 2
+    assert argv[0] in capsys.readouterr().err
+
+
+def test_every_quick_setting_of_the_library_is_a_setting():
+    for config in (CommandConfig, SFTConfig, RewardConfig, PPOConfig, DPOConfig, WorldConfig):
+        config(**getattr(config, "QUICK", {}))
+
+
+@pytest.mark.parametrize("command", [data.main, sft.main, reward.main, ppo.main, dpo.main], ids=lambda m: m.__name__)
+def test_every_command_explains_its_options(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--help"])
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(flag in printed for flag in ("--out", "--seed", "--quick"))
+
+
+def test_config_and_summary_are_written_and_printed(tmp_path, capsys):
+    write_config(str(tmp_path), Shape(), Command(quick=True))
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["side_length"] == 10 and written["quick"] is True
+    report("Title", {"loss": 0.123456, "steps": 7}, str(tmp_path))
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"loss": 0.123456, "steps": 7}
+    printed = capsys.readouterr().out
+    assert "Title" in printed and "0.1235" in printed and "7" in printed
+
+
+def test_a_device_that_is_not_there_raises():
+    assert check_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match=r"--device tpu.*cpu"):
+        check_device("tpu")

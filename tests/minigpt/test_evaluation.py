@@ -1,0 +1,56 @@
+import math
+
+import pytest
+import torch
+
+from minigpt import Response, generate
+from minigpt.batching import tokenize_prompt
+from minigpt.evaluation import distinct_n, kl_to_reference, repetition, sample_answers, text_measures
+from minigpt.logprobs import exact_kl
+
+
+def test_distinct_n_by_hand():
+    assert distinct_n(["a b c", "a b d"], 2) == 3 / 4
+    assert distinct_n(["a b", "A B", "a, b!"], 2) == 1 / 3
+    assert distinct_n(["a"], 2) == 0.0
+
+
+def test_repetition_by_hand():
+    assert repetition("a b c a b c") == 1 / 4
+    assert repetition("one two three four") == 0.0
+    assert repetition("a") == 0.0
+
+
+def test_text_measures_by_hand():
+    measures = text_measures([Response("é b", [1], True), Response("a", [1], False)])
+    assert measures == {"finished_share": 0.5, "response_bytes": 2.5, "distinct_2": 1.0, "repetition": 0.0}
+
+
+def test_samples_stand_beside_their_prompts(reciter, recited):
+    answers = {row["prompt"]: row["response"] for row in recited}
+    prompts, responses = sample_answers(reciter, list(answers), 3, 40, seed=0)
+    assert prompts == [prompt for prompt in answers for _ in range(3)]
+    right = [response.text == answers[prompt] for prompt, response in zip(prompts, responses, strict=True)]
+    assert sum(right) > 0.8 * len(right)
+
+
+def test_kl_to_oneself_is_zero(make_model, copy_of):
+    model = make_model()
+    prompts, responses = sample_answers(model, ["a", "bcd"], 4, 10, seed=0)
+    assert all(abs(kl) < 1e-5 for kl in kl_to_reference(model, copy_of(model), prompts, responses).values())
+
+
+def test_kl_of_one_token_answers_is_that_of_the_two_softmaxes(make_model):
+    policy, reference = make_model(1), make_model(2)
+    ids = torch.tensor([tokenize_prompt("hi", 64)])
+    expected = float(exact_kl(policy(ids)[0, -1], reference(ids)[0, -1]).detach())
+    found = kl_to_reference(policy, reference, ["hi"] * 5, generate(policy, ["hi"] * 5, 1, seed=0))
+    assert found["kl_nats_per_response"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_sampled_and_exact_kl_agree_within_the_noise(make_model):
+    policy, reference = make_model(1, spread=5), make_model(2, spread=5)
+    n = 2000
+    found = kl_to_reference(policy, reference, ["hi"] * n, generate(policy, ["hi"] * n, 4, seed=0))
+    assert found["kl_nats_per_response"] > 1
+    assert abs(found["kl_sampled_nats_per_response"] - found["kl_nats_per_response"]) < 10 / math.sqrt(n)

@@ -1,0 +1,214 @@
+import json
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from data.examples import sft_examples
+from minigpt.batching import Batches
+from minigpt.training import EpochConfig, TrainingConfig, TrainingRun, read_history
+from sft import sft_train
+
+
+class Weight(nn.Module):
+    """A 'model' with one matrix and one vector."""
+
+    def __init__(self, value=1.0):
+        super().__init__()
+        self.matrix = nn.Parameter(torch.full((2, 3), value))
+        self.vector = nn.Parameter(torch.full((3,), value))
+
+
+def batches_of(rows, batch_size=4):
+    return Batches(sft_examples(rows, 64), batch_size)
+
+
+ROWS = [{"prompt": "a", "response": "b" * n} for n in range(1, 9)]
+
+
+# --- the schedule -----------------------------------------------------------------------------------------------------
+
+
+def test_schedule_rises_linearly_and_falls_as_a_cosine_to_its_end():
+    run = TrainingRun({"model": Weight()}, TrainingConfig(warmup=0.1, final_lr=0.2), 100)
+    shares = [run.schedule(step) for step in range(101)]
+    assert shares[:10] == pytest.approx([(n + 1) / 10 for n in range(10)])
+    assert shares[10] == pytest.approx(1.0)
+    assert shares[55] == pytest.approx((1 + 0.2) / 2)  # half-way down
+    assert shares[100] == pytest.approx(0.2)
+    assert all(a > b for a, b in pairwise(shares[10:]))
+
+
+def test_schedule_of_a_single_step_is_the_peak():
+    assert TrainingRun({"model": Weight()}, TrainingConfig(), 1).schedule(0) == 1.0
+
+
+def test_logged_learning_rate_is_peak_times_schedule(make_model):
+    config = TrainingConfig(lr=3e-3, batch_size=4)
+    run = TrainingRun({"model": make_model()}, config, 8)
+    for batch in run.steps(batches_of(ROWS)):
+        run.update(run.models["model"](batch.token_ids).logsumexp(-1).mean(), {})
+    assert run.history["learning_rate"] == pytest.approx([3e-3 * run.schedule(step) for step in range(8)])
+
+
+def test_each_model_has_its_own_peak_rate():
+    models = {"policy": Weight(), "value": Weight()}
+    run = TrainingRun(models, TrainingConfig(lr=0.1, warmup=0.0), 1, lrs={"value": 0.5})
+    run.backward(sum(model.matrix.sum() + model.vector.sum() for model in models.values()))
+    run.optimizer_step()
+    for model, lr in zip(models.values(), (0.1, 0.5), strict=True):  # Adam's first step has the length of the rate
+        assert torch.allclose(1 - model.matrix, torch.tensor(lr), atol=1e-5)
+
+
+# --- one step ---------------------------------------------------------------------------------------------------------
+
+
+def test_weight_decay_pulls_matrices_and_leaves_vectors():
+    model = Weight()
+    run = TrainingRun({"model": model}, TrainingConfig(lr=0.1, weight_decay=0.5, warmup=0.0), 1)
+    run.backward(0.0 * (model.matrix.sum() + model.vector.sum()))
+    run.optimizer_step()
+    assert torch.allclose(model.matrix, torch.tensor(1 - 0.1 * 0.5))
+    assert torch.equal(model.vector, torch.ones(3))
+
+
+def test_gradient_is_clipped_and_its_length_before_clipping_is_returned():
+    model, seen = Weight(), []
+    run = TrainingRun({"model": model}, TrainingConfig(max_grad_norm=0.5), 1)
+    run.optimizer.register_step_pre_hook(
+        lambda *_: seen.append(float(torch.cat([p.grad.flatten() for p in model.parameters()]).norm())))
+    run.backward(4 * (model.matrix.sum() + model.vector.sum()))
+    assert run.optimizer_step() == pytest.approx(4 * 3.0)  # nine weights, each with gradient 4
+    assert seen == pytest.approx([0.5], abs=1e-4)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_loss_that_is_not_finite_raises_naming_the_step_and_changes_no_weight(make_model, weights_of, weights_equal,
+                                                                                bad):
+    model = make_model()
+    run = TrainingRun({"model": model}, TrainingConfig(batch_size=4), 8)
+    kept = None
+    with pytest.raises(FloatingPointError, match="step 4"):
+        for batch in run.steps(batches_of(ROWS)):
+            loss = model(batch.token_ids).logsumexp(-1).mean()
+            if run.step == 3:
+                kept = weights_of(model)
+                loss = loss * bad
+            run.update(loss, {})
+    assert weights_equal(model, kept)
+    assert run.step == len(run.history["loss"]) == 3
+
+
+def test_a_model_that_overflows_raises_through_the_public_loop(make_model, recited, weights_of, weights_equal):
+    model = make_model()
+    with torch.no_grad():
+        model.token_embedding.weight.mul_(1e38)
+    kept = weights_of(model)
+    with pytest.raises(FloatingPointError, match="step 1"):
+        sft_train(model, recited)
+    assert weights_equal(model, kept)
+
+
+# --- the loop and its log ---------------------------------------------------------------------------------------------
+
+
+def test_a_run_needs_at_least_one_step():
+    with pytest.raises(ValueError, match="num_epochs"):
+        TrainingRun({"model": Weight()}, TrainingConfig(), 0)
+
+
+def test_every_row_is_trained_on_once_an_epoch(make_model):
+    run, seen = TrainingRun({"model": make_model()}, EpochConfig(), 6), []
+    for batch in run.steps(batches_of(ROWS, 3)):
+        seen += batch.examples.tolist()
+        run.update(run.models["model"](batch.token_ids).mean(), {})
+    assert sorted(seen[:8]) == sorted(seen[8:]) == list(range(8))
+    assert seen[:8] != seen[8:]
+
+
+def test_log_has_one_line_a_step_and_counts_real_tokens(make_model, recited, tmp_path):
+    model = make_model()
+    _, losses = sft_train(model, recited, num_epochs=3, batch_size=5, out=str(tmp_path))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in lines] == losses
+    assert [line["global_step"] for line in lines] == list(range(1, 10))
+    assert [line["epoch"] for line in lines] == pytest.approx([n / 3 for n in range(9)])
+    an_epoch = sum(len(row["prompt"].encode()) + len(row["response"].encode()) + 2 for row in recited)
+    assert [line["num_tokens"] for line in lines][2::3] == [an_epoch, 2 * an_epoch, 3 * an_epoch]
+    assert all(math.isfinite(line["grad_norm"]) and line["grad_norm"] > 0 for line in lines)
+    assert read_history(tmp_path)["loss"] == losses
+
+
+def test_a_fresh_run_begins_its_log_anew(make_model, recited, tmp_path):
+    for _ in range(2):
+        sft_train(make_model(), recited, batch_size=4, out=str(tmp_path))
+        assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+# --- the same result by another way -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 12, 50])
+def test_accumulated_gradients_give_the_weights_of_the_whole_batch(make_model, recited, accumulate):
+    models, logs = [], []
+    for parts in (1, accumulate):
+        model, losses = sft_train(make_model(spread=1), recited, 3, lr=1e-3, batch_size=12, accumulate=parts)
+        models.append(model)
+        logs.append(losses)
+    for whole, parts in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(parts, whole, rtol=0, atol=1e-6)
+    assert logs[1] == pytest.approx(logs[0], abs=1e-5)
+
+
+def test_accumulated_metrics_are_those_of_the_whole_batch(make_model, recited, tmp_path):
+    logs = []
+    for parts in (1, 4):
+        sft_train(make_model(), recited, 1, batch_size=12, accumulate=parts, out=str(tmp_path / str(parts)))
+        logs.append({name: values[0] for name, values in read_history(tmp_path / str(parts)).items()})
+    assert logs[1] == pytest.approx(logs[0], abs=1e-4)
+
+
+def test_same_seed_same_bits_and_another_seed_others(make_model, recited, weights_equal):
+    models = [sft_train(make_model(), recited, 3, batch_size=4, seed=seed)[0] for seed in (1, 1, 2)]
+    assert weights_equal(models[0], models[1])
+    assert not weights_equal(models[0], models[2])
+
+
+def test_resumed_sft_repeats_the_unbroken_run_bit_for_bit(make_model, recited, check_resume):
+    def train(out, resume):
+        return sft_train(make_model(), recited, 3, batch_size=4, accumulate=2, weight_decay=0.1, save_every=2, out=out,
+                         resume=resume)[0]
+    check_resume(train)
+
+
+def test_a_finished_run_resumes_to_itself(make_model, recited, tmp_path, weights_equal):
+    first, losses = sft_train(make_model(), recited, 2, batch_size=4, out=str(tmp_path))
+    again, same = sft_train(make_model(seed=9), recited, 2, batch_size=4, out=str(tmp_path), resume=True)
+    assert weights_equal(first, again) and same == losses
+
+
+def test_resuming_where_nothing_was_saved_starts_from_the_beginning(make_model, recited, tmp_path, weights_equal):
+    first, _ = sft_train(make_model(), recited, out=str(tmp_path / "a"), resume=True)
+    assert weights_equal(first, sft_train(make_model(), recited)[0])
+
+
+def test_resuming_with_another_number_of_steps_raises(make_model, recited, tmp_path):
+    sft_train(make_model(), recited, 2, batch_size=4, out=str(tmp_path))
+    with pytest.raises(ValueError, match=r"state\.pt.*6 steps.*12"):
+        sft_train(make_model(), recited, 4, batch_size=4, out=str(tmp_path), resume=True)
+
+
+def test_bfloat16_trains_beside_float32(make_model, recited):
+    losses = [sft_train(make_model(spread=1), recited, 40, lr=3e-3, batch_size=12, precision=precision)[1]
+              for precision in ("float32", "bfloat16")]
+    assert losses[1] != losses[0]
+    assert losses[1][-1] < losses[1][0] - 2
+    assert abs(losses[1][-1] - losses[0][-1]) < 0.2
+
+
+def test_bfloat16_is_over_when_the_run_is(make_model, recited):
+    sft_train(make_model(), recited, precision="bfloat16")
+    assert not torch.is_autocast_enabled("cpu")
+    assert make_model()(torch.zeros(1, 3, dtype=torch.long)).dtype == torch.float32

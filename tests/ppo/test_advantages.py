@@ -1,0 +1,83 @@
+import pytest
+import torch
+
+from ppo import gae
+from ppo.advantages import masked_mean, whiten
+
+
+def ragged(rows=6, columns=12, seed=0):
+    """Rewards, values and masks of one unbroken stretch a row, with rubbish outside the mask."""
+    generator = torch.Generator().manual_seed(seed)
+    rewards, values = (torch.randn(rows, columns, generator=generator, dtype=torch.float64) for _ in range(2))
+    starts = torch.randint(1, 5, (rows, 1), generator=generator)
+    ends = torch.randint(6, columns + 1, (rows, 1), generator=generator)
+    at = torch.arange(columns)
+    return rewards, values, (at >= starts) & (at < ends)
+
+
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.5), (1.0, 1.0), (0.99, 0.0)])
+def test_gae_equals_the_brute_force_sum_of_discounted_deltas(gamma, lam):
+    rewards, values, mask = ragged()
+    advantages, returns = gae(rewards, values, mask, gamma, lam)
+    for b in range(len(mask)):
+        places = mask[b].nonzero()[:, 0].tolist()
+        deltas = [float(rewards[b, t] + (gamma * values[b, t + 1] if t + 1 in places else 0) - values[b, t])
+                  for t in places]
+        for i, t in enumerate(places):
+            expected = sum((gamma * lam) ** j * delta for j, delta in enumerate(deltas[i:]))
+            assert float(advantages[b, t]) == pytest.approx(expected, abs=1e-12)
+            assert float(returns[b, t]) == pytest.approx(expected + float(values[b, t]), abs=1e-12)
+    assert (advantages[~mask] == 0).all() and (returns[~mask] == 0).all()
+
+
+def test_with_gamma_and_lambda_one_the_returns_are_the_reward_to_go():
+    rewards, values, mask = ragged()
+    _, returns = gae(rewards, values, mask, gamma=1.0, lam=1.0)
+    to_go = (rewards * mask).flip(1).cumsum(1).flip(1) * mask
+    torch.testing.assert_close(returns, to_go)
+
+
+def test_with_perfect_values_every_advantage_is_zero():
+    rewards, _, mask = ragged()
+    values = (rewards * mask).flip(1).cumsum(1).flip(1) * mask
+    advantages, _ = gae(rewards, values, mask, gamma=1.0, lam=0.7)
+    assert advantages.abs().max() < 1e-12
+
+
+def test_what_stands_outside_the_mask_changes_nothing():
+    rewards, values, mask = ragged()
+    there = gae(rewards, values, mask)
+    here = gae(rewards + 99 * ~mask, values - 99 * ~mask, mask)
+    assert all(torch.equal(a, b) for a, b in zip(there, here, strict=True))
+
+
+def test_advantages_carry_no_gradient():
+    rewards, values, mask = ragged()
+    assert not any(x.requires_grad for x in gae(rewards.requires_grad_(), values.requires_grad_(), mask))
+
+
+@pytest.mark.parametrize("odd", range(3))
+def test_shapes_that_differ_raise(odd):
+    args = [torch.zeros(2, 3), torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool)]
+    args[odd] = args[odd][:1]
+    with pytest.raises(ValueError, match="one shape"):
+        gae(*args)
+
+
+def test_whitened_has_mean_0_and_deviation_1_on_the_mask_and_0_outside():
+    x, _, mask = ragged(seed=3)
+    white = whiten(5 * x + 7, mask)
+    assert float(white[mask].mean()) == pytest.approx(0, abs=1e-6)
+    assert float(white[mask].std(correction=0)) == pytest.approx(1, abs=1e-6)
+    assert (white[~mask] == 0).all()
+    torch.testing.assert_close(white, whiten(x, mask), rtol=1e-6, atol=1e-6)
+
+
+def test_whitening_equal_values_stays_finite():
+    white = whiten(torch.full((2, 3), 4.0), torch.ones(2, 3, dtype=torch.bool))
+    assert (white == 0).all()
+
+
+def test_masked_mean_is_the_mean_of_the_true_places():
+    x, _, mask = ragged()
+    assert float(masked_mean(x, mask)) == pytest.approx(float(x[mask].mean()))

@@ -1,0 +1,93 @@
+import pytest
+import torch
+
+from minigpt import EOS, PAD, encode
+from minigpt.batching import collate, tokenize_row
+from minigpt.model import MiniGPT
+from reward import RewardModel, score
+from reward.train import center
+
+
+def test_default_model_is_the_default_trunk_and_a_head():
+    assert sum(p.numel() for p in RewardModel().parameters()) == MiniGPT().count_parameters() + 128 + 1
+
+
+def test_score_is_read_at_the_last_real_token(make_reward, texts):
+    model = make_reward()
+    rows = [tokenize_row(p, r, 64) for p, r in texts]
+    batch = collate(rows)
+    together = model(batch.token_ids, batch.lengths)
+    assert together.shape == (len(texts),) and together.std() > 0.1
+    for row, reward in zip(rows, together, strict=True):
+        assert row.token_ids[-1] == EOS
+        alone = model(torch.tensor([row.token_ids]))  # no padding at all
+        torch.testing.assert_close(alone[0], reward, rtol=1e-5, atol=1e-5)
+        by_hand = model.head(model.trunk.hidden_states(torch.tensor([row.token_ids]))[0, -1])[0]
+        torch.testing.assert_close(by_hand, reward, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("padding", [PAD, EOS, 65])
+def test_what_stands_right_of_the_last_real_token_changes_nothing(make_reward, texts, padding):
+    model = make_reward()
+    batch = collate([tokenize_row(p, r, 64) for p, r in texts])
+    longer = torch.nn.functional.pad(batch.token_ids, (0, 7), value=padding)
+    torch.testing.assert_close(model(longer, batch.lengths), model(batch.token_ids, batch.lengths), rtol=1e-5,
+                               atol=1e-5)
+
+
+def test_score_does_not_depend_on_batch_size_or_order(make_reward, texts):
+    model = make_reward()
+    prompts, responses = zip(*texts, strict=True)
+    rewards = score(model, prompts, responses)
+    torch.testing.assert_close(score(model, prompts, responses, batch_size=1), rewards, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(score(model, prompts[::-1], responses[::-1], 4), rewards.flip(0), rtol=1e-5, atol=1e-5)
+    assert not rewards.requires_grad
+
+
+def test_score_of_text_equals_that_of_its_ids_and_sees_the_end(make_reward):
+    model = make_reward()
+    text = score(model, ["a"], ["yes"])
+    assert torch.equal(text, score(model, ["a"], [[*encode("yes"), EOS]]))
+    assert abs(float(text - score(model, ["a"], [encode("yes")]))) > 1e-3
+
+
+def test_token_values_end_in_the_reward(make_reward):
+    model = make_reward()
+    ids = torch.randint(0, 256, (3, 9))
+    values = model.token_values(ids)
+    assert values.shape == (3, 9)
+    for t in range(9):
+        torch.testing.assert_close(values[:, t], model(ids[:, :t + 1]), rtol=1e-4, atol=1e-5)
+
+
+def test_from_policy_copies_the_trunk_and_leaves_the_policy_alone(make_model, weights_equal, weights_of):
+    policy = make_model(num_heads=4)
+    kept = weights_of(policy)
+    reward = RewardModel.from_policy(policy)
+    assert weights_equal(reward.trunk, policy) and reward.settings == policy.settings
+    with torch.no_grad():
+        for parameter in reward.parameters():
+            parameter.add_(1.0)
+    assert weights_equal(policy, kept)
+
+
+def test_head_starts_with_unit_sized_rewards():
+    torch.manual_seed(0)
+    heads = torch.stack([RewardModel(embed_dim=64, num_heads=2, num_layers=1).head.weight[0] for _ in range(100)])
+    assert float(heads.detach().std()) == pytest.approx(65 ** -0.5, rel=0.05)
+    assert float(RewardModel().head.bias.detach()) == 0.0
+
+
+def test_center_makes_the_mean_zero_and_keeps_the_differences(make_reward, texts):
+    model = make_reward()
+    prompts, responses = zip(*texts, strict=True)
+    before = score(model, prompts, responses)
+    assert center(model, prompts, responses) == pytest.approx(float(before.mean()), abs=1e-5)
+    after = score(model, prompts, responses)
+    assert abs(float(after.mean())) < 1e-5
+    torch.testing.assert_close(after - after[0], before - before[0], rtol=1e-4, atol=1e-5)
+
+
+def test_score_reports_what_it_cut_off(make_reward, capsys):
+    score(make_reward(), ["a", "a"], ["b", "b" * 90])
+    assert "cut short in 1 of 2" in capsys.readouterr().out

@@ -1,0 +1,172 @@
+import math
+import random
+
+import pytest
+import torch
+
+from data import DataError, World, WorldConfig
+from minigpt.training import read_history
+from reward import RewardModel, evaluate_reward_accuracy, score, train_reward_model
+from reward.main import accuracy_by_fault
+from reward.train import calibration, reward_margins
+
+
+def fresh(small, seed=0):
+    torch.manual_seed(seed)
+    return RewardModel(**small)
+
+
+def flipped(rows):
+    return [{"prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
+
+
+RECIPE = {"num_epochs": 6, "lr": 3e-3, "batch_size": 16}
+
+
+# --- the labels are what trains ---------------------------------------------------------------------------------------
+
+
+def test_training_beats_its_start_on_heldout_pairs(make_pairs, small):
+    rows = make_pairs(300)
+    model = fresh(small)
+    start = evaluate_reward_accuracy(model, rows[200:])
+    trained, losses, accuracies = train_reward_model(model, rows[:200], **RECIPE)
+    assert trained is model and not model.training
+    assert len(losses) == len(accuracies) == 6 * math.ceil(200 / 16)
+    assert losses[-1] < 0.1 < 0.5 < losses[0]
+    assert evaluate_reward_accuracy(model, rows[200:]) > max(0.97, start + 0.2)
+
+
+def test_flipped_labels_turn_heldout_accuracy_upside_down(make_pairs, small):
+    rows = make_pairs(300)
+    model, _, _ = train_reward_model(fresh(small), flipped(rows[:200]), **RECIPE)
+    assert evaluate_reward_accuracy(model, rows[200:]) < 0.03
+
+
+def test_flipping_the_evaluation_gives_one_minus_the_accuracy(make_pairs, make_reward):
+    rows = make_pairs(50)
+    model = make_reward()
+    assert evaluate_reward_accuracy(model, flipped(rows)) == pytest.approx(1 - evaluate_reward_accuracy(model, rows))
+
+
+def test_shuffled_labels_give_chance(make_pairs, small):
+    rows = make_pairs(300)
+    found = []
+    for seed in range(6):
+        shuffled = [flipped([row])[0] if swap else row
+                    for row, swap in zip(rows[:200], random.Random(seed).sample([True, False] * 100, 200), strict=True)]
+        model, losses, _ = train_reward_model(fresh(small, seed), shuffled, **{**RECIPE, "num_epochs": 2})
+        found.append(evaluate_reward_accuracy(model, rows[200:]))
+        assert abs(sum(losses[-8:]) / 8 - math.log(2)) < 0.1  # nothing to be learned
+    assert 0.3 < sum(found) / len(found) < 0.7
+
+
+def test_labels_of_the_world_train_and_its_noise_turns_them_round(small):
+    found = {}
+    for noise in (0.0, 1.0):
+        world = World(WorldConfig(preference_rows=900, heldout_rows=300, temperature=0.2, helpful_weight=0.0,
+                                  label_noise=noise), 0)
+        model, _, _ = train_reward_model(fresh({**small, "max_seq_len": 128}), world.preferences, 3, 3e-3)
+        found[noise] = evaluate_reward_accuracy(model, world.heldout_preferences)
+    bayes = world.bayes_accuracy(world.heldout_preferences)
+    assert found[0.0] > bayes - 0.05
+    assert found[1.0] < 1 - bayes + 0.05
+
+
+# --- bookkeeping ------------------------------------------------------------------------------------------------------
+
+
+def test_accuracy_counts_a_tie_one_half(make_pairs, small):
+    model = fresh(small)
+    torch.nn.init.zeros_(model.head.weight)
+    assert evaluate_reward_accuracy(model, make_pairs(7)) == 0.5
+
+
+def test_margins_are_differences_of_scores_in_the_order_of_the_rows(make_pairs, make_reward):
+    rows, model = make_pairs(20), make_reward()
+    prompts = [row["prompt"] for row in rows]
+    expected = score(model, prompts, [row["chosen"] for row in rows]) - score(model, prompts,
+                                                                               [row["rejected"] for row in rows])
+    torch.testing.assert_close(reward_margins(model, rows), expected, rtol=1e-4, atol=1e-5)
+    assert evaluate_reward_accuracy(model, rows) == pytest.approx(float((expected > 0).float().mean()))
+
+
+def test_same_seed_same_bits(make_pairs, small, weights_equal):
+    models = [train_reward_model(fresh(small), make_pairs(40), 1, 1e-3, seed=seed)[0] for seed in (0, 0, 1)]
+    assert weights_equal(models[0], models[1]) and not weights_equal(models[0], models[2])
+
+
+def test_accumulated_gradients_give_the_weights_of_the_whole_batch(make_pairs, small):
+    models = [train_reward_model(fresh(small), make_pairs(30), 1, 1e-4, batch_size=10, accumulate=parts)[0]
+              for parts in (1, 3)]
+    # These two move all rewards alike: their gradient is 0 but for rounding, which Adam enlarges.
+    shifts = ("head.bias", "trunk.final_norm.bias")
+    for (name, whole), parts in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        if name not in shifts:
+            torch.testing.assert_close(parts, whole, rtol=0, atol=1e-6)
+
+
+def test_resumed_reward_training_repeats_the_unbroken_run_bit_for_bit(make_pairs, small, check_resume):
+    def train(out, resume):
+        return train_reward_model(fresh(small), make_pairs(40), 2, 1e-3, batch_size=10, save_every=2, out=out,
+                                  resume=resume)[0]
+    check_resume(train)
+
+
+def test_first_logged_loss_is_that_of_the_fresh_model(make_pairs, small, tmp_path):
+    rows, model = make_pairs(16), fresh(small)
+    margins = reward_margins(model, rows)
+    train_reward_model(model, rows, 1, batch_size=16, out=str(tmp_path))
+    history = read_history(tmp_path)
+    assert history["loss"][0] == pytest.approx(float(-torch.nn.functional.logsigmoid(margins).mean()), abs=1e-5)
+    assert history["margin"][0] == pytest.approx(float(margins.mean()), abs=1e-5)
+
+
+def test_bfloat16_trains(make_pairs, small):
+    rows = make_pairs(200)
+    model, _, _ = train_reward_model(fresh(small), rows[:150], **RECIPE, precision="bfloat16")
+    assert evaluate_reward_accuracy(model, rows[150:]) > 0.95
+
+
+@pytest.mark.parametrize(("row", "message"), [
+    ({"prompt": "a", "chosen": "b", "rejected": "b"}, "row 1.*identical"), ({"prompt": "a", "chosen": "b"}, "row 1"),
+    ({"prompt": "a", "chosen": "b", "rejected": 3}, "row 1.*int")])
+def test_bad_rows_raise(make_pairs, small, row, message):
+    with pytest.raises(DataError, match=message):
+        train_reward_model(fresh(small), [*make_pairs(1), row])
+
+
+# --- calibration ------------------------------------------------------------------------------------------------------
+
+
+def test_calibration_bins_hold_every_pair_once_in_order_of_certainty():
+    bins = calibration(torch.randn(103), bins=5)
+    assert sum(b["pairs"] for b in bins) == 103 and max(b["pairs"] for b in bins) - min(b["pairs"] for b in bins) <= 1
+    predicted = [b["predicted"] for b in bins]
+    assert predicted == sorted(predicted) and predicted[0] >= 0.5 and predicted[-1] <= 1
+
+
+def test_calibration_of_a_true_bradley_terry_model_is_on_the_diagonal():
+    generator = torch.Generator().manual_seed(0)
+    margins = 2 * torch.randn(20_000, generator=generator)
+    agree = torch.rand(20_000, generator=generator) < margins.abs().sigmoid()
+    for b in calibration(torch.where(agree, margins.abs(), -margins.abs())):
+        assert abs(b["predicted"] - b["observed"]) < 4 * math.sqrt(0.25 / b["pairs"])
+
+
+def test_calibration_shows_overconfidence():
+    margins = torch.cat([torch.full((60,), 9.0), torch.full((40,), -9.0)])
+    assert all(b["predicted"] > 0.99 for b in calibration(margins))
+    assert sum(b["observed"] * b["pairs"] for b in calibration(margins)) == pytest.approx(60)
+
+
+def test_calibration_of_fewer_pairs_than_bins_has_no_empty_bin():
+    assert [b["pairs"] for b in calibration(torch.tensor([1.0, -2.0]), bins=5)] == [1, 1]
+
+
+def test_accuracy_by_fault_counts_the_pairs_where_only_the_rejected_answer_has_it(world):
+    prompt = "What is the capital of France?"
+    rows = [{"prompt": prompt, "chosen": "It is Paris.", "rejected": rejected}
+            for rejected in ("It is Rome.", "It is Oslo.", "It is Paris. Any fool knows.")]
+    found = accuracy_by_fault(world, rows, torch.tensor([1.0, -1.0, 2.0]))
+    assert found == {"wrong": 0.5, "rude": 1.0}
