@@ -6,8 +6,8 @@ Bradley-Terry on that reward, so the best accuracy that any model can reach on t
 
     P(first is chosen) = sigmoid((r(first) - r(second)) / temperature)         Bayes accuracy = E[max(P, 1 - P)]
 
-Every question can be asked in eight ways.  One of them is hidden: it is a held-out prompt, and occurs in no training
-data at all.  The others occur in the plain text, the demonstrations and the preferences, so a model can know what a
+Every question can be asked in eight ways.  Two of them are hidden: they are the held-out prompts, and occur in no
+training data at all.  The others occur in the plain text, the demonstrations and the preferences, so a model can know what a
 held-out prompt asks for, and must recognise it in words that it never saw.  Everything follows from the seed.
 """
 
@@ -86,11 +86,11 @@ def prompts_of(question: Question) -> list[Prompt]:
 
 POLITE = ("Happy to help!", "You are welcome!", "Glad you asked!")
 RUDE = ("Any fool knows.", "Stop bothering me.", "Duh, empty head.")
-RAMBLING = ("And so on and so on, they say.", "But there is so much more.", "Let me think of other things.")
+RAMBLING = ("And so on, and so on.", "But there is so much more.", "Let me think of other things.")
 EVASIVE = ("I would rather not say.", "Nobody can know that.", "That depends on many things.")
 CORES = {"plain": "It is {}.", "one word": "{}.", "sentence": "The answer is {}."}
 
-WRONG_SHARE_OF_QUIZ = 0.35  # answers in the plain text's quiz that the quizmaster turns down
+HIDDEN_WORDINGS = 2  # of the eight ways to ask a question
 EDITED_SHARE = 0.5  # of the pairs, in which one answer is the other but for one respect
 
 POLITE_WORDS = frozenset(["happy", "welcome", "glad", "please", "thanks", "thank"])
@@ -143,13 +143,13 @@ WORD = re.compile(r"[^\W_]+")
 class WorldConfig:
     """How much data there is, and what the annotators are like."""
 
-    QUICK: ClassVar[dict] = {"plain_rows": 1500, "sft_rows": 2500, "preference_rows": 800, "heldout_rows": 400}
+    QUICK: ClassVar[dict] = {"plain_rows": 1000, "sft_rows": 2000, "preference_rows": 600, "heldout_rows": 300}
 
-    plain_rows: int = option(24000, "paragraphs of plain text for the base model")
-    sft_rows: int = option(18000, "demonstrations")
-    preference_rows: int = option(6000, "preference pairs to train on")
+    plain_rows: int = option(12000, "paragraphs of plain text for the base model")
+    sft_rows: int = option(12000, "demonstrations")
+    preference_rows: int = option(12000, "preference pairs to train on")
     heldout_rows: int = option(1500, "held-out preference pairs")
-    temperature: float = option(0.7, "of the annotators: 0.1 is nearly always right, 10 nearly a coin")
+    temperature: float = option(0.5, "of the annotators: 0.1 is nearly always right, 10 nearly a coin")
     label_noise: float = option(0.0, "share of the training labels that are turned round (1: all)")
     length_bias: float = option(0.0, "reward that the training labels give to each 10 words more")
     helpful_weight: float = option(1.0, "of the helpful dimension in the true reward")
@@ -176,9 +176,9 @@ class World:
         rng, self._open, self._heldout = self._rng("split"), [], []
         for question in self.questions:
             prompts = prompts_of(question)
-            hidden = rng.randrange(len(prompts))
-            self._heldout.append(prompts[hidden])
-            self._open += prompts[:hidden] + prompts[hidden + 1:]
+            hidden = rng.sample(prompts, HIDDEN_WORDINGS)
+            self._heldout += hidden
+            self._open += [p for p in prompts if p not in hidden]
         self.prompts = [p.text for p in self._open]
         self.heldout_prompts = [p.text for p in self._heldout]
 
@@ -195,7 +195,7 @@ class World:
 
     def edit_style(self, style: Style, rng: random.Random) -> Style:
         """The same answer but for one respect."""
-        respects = {"correctness": ("right", "wrong", "evasive"), "tone": ("polite", "neutral", "rude"),
+        respects = {"correctness": ("right", "wrong"), "tone": ("polite", "neutral", "rude"),
                     "rambling": (True, False), "obedient": (True, False)}
         name, = rng.choices(list(respects), (3, 1, 1, 1))
         values = respects[name]
@@ -238,14 +238,14 @@ class World:
             raise KeyError(f"{prompt!r} is not a prompt of this world, so it has no true reward")
         _, question, manner = self._by_text[prompt]
         words = WORD.findall(response)
-        asked = set(WORD.findall(prompt))
-        named = {w for w in words if w in self._answers[question.family]}
-        restated = (named & asked) - {question.answer}  # "the opposite of hot is cold" names hot, but answers cold
+        # "The opposite of hot is cold." names hot because the question did; "hot or cold" names it as an answer
+        answered = response.replace(question.statement.rstrip("."), question.answer)
+        named = {w for w in WORD.findall(answered) if w in self._answers[question.family]}
         lower = [w.lower() for w in words]
         tone = ("rude" if RUDE_WORDS & set(lower) else "polite" if POLITE_WORDS & set(lower) else "neutral")
         obedient = {"plain": True, "one word": len(words) == 1,
                     "sentence": "the answer is" in " ".join(lower)}[manner]
-        return Judgement(right=named - restated == {question.answer}, evasive=not named, obedient=obedient, tone=tone,
+        return Judgement(right=named == {question.answer}, evasive=not named, obedient=obedient, tone=tone,
                          words=len(words), unknown_words=sum(w not in self._vocabulary for w in lower),
                          complete=response.rstrip().endswith((".", "!", "?")))
 
@@ -289,7 +289,7 @@ class World:
 
     @cached_property
     def plain_text(self) -> list[str]:
-        """Two to a paragraph, facts and rounds of a quiz: what the base model is trained on."""
+        """Two to a paragraph, facts as statements and as questions answered: what the base model is trained on."""
         return self._paragraphs(self.config.plain_rows, "plain")
 
     @cached_property
@@ -303,10 +303,9 @@ class World:
                          else self._quiz(rng.choice(plain), rng) for _ in range(2)) for _ in range(count)]
 
     def _quiz(self, prompt: Prompt, rng: random.Random) -> str:
-        """A question, an answer, and the quizmaster's verdict on it."""
-        style = Style("wrong" if rng.random() < WRONG_SHARE_OF_QUIZ else "right", "neutral", False, rng.random() < 0.5)
-        verdict = "Yes." if style.correctness == "right" else "No."
-        return f"{prompt.text} {self.write_answer(prompt, style, rng)} {verdict}"
+        """A question and its right answer."""
+        style = Style("right", "neutral", rambling=False, obedient=rng.random() < 0.5)
+        return f"{prompt.text} {self.write_answer(prompt, style, rng)}"
 
     @cached_property
     def preferences(self) -> list[dict[str, str]]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from data.examples import preference_examples
 from dpo.loss import dpo_loss
@@ -17,12 +16,10 @@ from minigpt.training import EpochConfig, TrainingRun
 class DPOConfig(EpochConfig):
     """The recipe of `python -m dpo.main`."""
 
-    QUICK: ClassVar[dict] = {}
-
     num_epochs: int = option(1, "passes over the pairs")
     lr: float = option(3e-4, "peak learning rate")
     batch_size: int = option(16, "pairs in one optimizer step")
-    beta: float = option(0.7, "strength of the pull to the reference; a lower beta lets the policy go further")
+    beta: float = option(1.0, "strength of the pull to the reference; a lower beta lets the policy go further")
 
 
 def dpo_train(policy: MiniGPT, reference: MiniGPT, rows: Sequence[Mapping], num_epochs: int = 5, lr: float = 5e-5,

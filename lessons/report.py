@@ -85,7 +85,7 @@ def write_report(out: str, results: Mapping[str, Any], samples: Sequence[tuple[s
     print(as_text(table))
     print("\n" + "\n".join(notes(results)))
     print(f"\nreport: {folder / 'report.md'} and {folder / 'report.html'}"
-          + ("" if figures else " (for its figures install the plot extra: pip install -e '.[plots]' -c constraints.txt)"))
+          + ("" if figures else " (for figures: pip install -e '.[plots]' -c constraints.txt)"))
 
 
 def sweep_table(sweep: Sequence[Mapping[str, float]]) -> list[list[str]]:
@@ -116,7 +116,7 @@ def as_markdown(sections: Sequence[tuple[str, list[list[str]]]], lines: Sequence
     return "\n".join(parts)
 
 
-STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
+STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;display:block;overflow-x:auto}td,th{padding:.3rem .6rem;border-bottom:1px solid #ccc;
 text-align:left}img{max-width:100%;background:#fff}
 @media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}td,th{border-color:#444}}"""

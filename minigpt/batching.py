@@ -46,7 +46,7 @@ def tokenize_row(prompt: str, response: Text, max_seq_len: int) -> Row:
     Given as ids (from `generate`), the response is used as it stands, so that what is scored is what was sampled.
     """
     start = tokenize_prompt(prompt, max_seq_len)
-    ids = start + (encode(response) + [EOS] if isinstance(response, str) else list(response))
+    ids = start + ([*encode(response), EOS] if isinstance(response, str) else list(response))
     return Row(ids[:max_seq_len], len(start), len(ids) > max_seq_len)
 
 
@@ -65,12 +65,17 @@ def tokenize_examples(examples: Sequence[Sequence[tuple[str, Text]]], max_seq_le
         if any(row.is_cut for row in rows):
             cut.append(number)
         kept.append(rows)
-    for verb, numbers in (("response cut short in", cut), ("no room for a response, so dropped:", dropped)):
-        if numbers:
-            print(f"max_seq_len={max_seq_len}: {verb} {len(numbers)} of {len(examples)} rows (the first: {numbers[:5]})")
+    print_count("response cut short in", cut, len(examples), max_seq_len)
+    print_count("no room for a response, so dropped:", dropped, len(examples), max_seq_len)
     if not kept:
         raise ValueError("no row is left to train on" if examples else "rows is empty: there is nothing to train on")
     return kept
+
+
+def print_count(what: str, rows: Sequence[int], of: int, max_seq_len: int) -> None:
+    """One line that says how many rows did not fit and names the first few; nothing if all did."""
+    if rows:
+        print(f"max_seq_len={max_seq_len}: {what} {len(rows)} of {of} rows (the first: {list(rows[:5])})")
 
 
 @dataclass

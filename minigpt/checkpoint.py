@@ -1,7 +1,6 @@
 """Models and training states on disk: written whole or not at all, read without running code from the file."""
 
 import os
-import pickle
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -36,11 +35,11 @@ def save_state(state: dict[str, Any], path: str | Path) -> None:
 
 def load_state(path: str | Path) -> dict[str, Any]:
     """Load what `save_state` wrote.  Raises ValueError, naming the file, if it is anything else."""
+    with Path(path).open("rb"):  # a missing or unreadable file is its own error; whatever comes next is its content
+        pass
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged archive can raise nearly anything on its way through zip and unpickler
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} is not a checkpoint of this library, or is damaged: {reason}") from error
 
@@ -63,15 +62,20 @@ def load_checkpoint(path: str | Path) -> nn.Module:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"{path} is not a model checkpoint of this library (no format mark {FORMAT!r})")
     kinds = {"MiniGPT": MiniGPT, "RewardModel": RewardModel}
-    if state["model"] not in kinds:
-        raise ValueError(f"{path} holds a {state['model']!r}, which is none of {sorted(kinds)}")
-    model = kinds[state["model"]](**state["settings"])
+    if state.get("model") not in kinds:
+        raise ValueError(f"{path} holds a {state.get('model')!r}, which is none of {sorted(kinds)}")
+    weights = state.get("weights")
+    if not isinstance(weights, dict) or not all(isinstance(w, torch.Tensor) for w in weights.values()):
+        raise ValueError(f"{path}: 'weights' is not a dictionary of tensors")
+    try:
+        model = kinds[state["model"]](**state["settings"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: its settings do not make a {state['model']}: {error}") from error
     ours = model.state_dict()
-    for name in sorted(ours.keys() | state["weights"].keys()):
-        theirs = state["weights"].get(name)
-        if name not in ours or theirs is None or theirs.shape != ours[name].shape:
-            found = "is missing" if theirs is None else f"has shape {tuple(theirs.shape)}"
+    for name in sorted(ours.keys() | weights.keys()):
+        if name not in weights or name not in ours or weights[name].shape != ours[name].shape:
+            found = f"has shape {tuple(weights[name].shape)}" if name in weights else "is missing"
             expected = f"expected {tuple(ours[name].shape)}" if name in ours else "this model has no such weight"
             raise ValueError(f"{path}: {name!r} {found} ({expected})")
-    model.load_state_dict(state["weights"])
+    model.load_state_dict(weights)
     return model.eval()

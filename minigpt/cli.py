@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_type_hints
+from typing import Any, ClassVar, get_args, get_type_hints
 
 import torch
 
@@ -20,6 +20,8 @@ def option(default: Any, help: str, choices: tuple | None = None) -> Any:
 @dataclass
 class CommandConfig:
     """What every command can be told besides the settings of its training."""
+
+    QUICK: ClassVar[dict] = {"samples": 2}
 
     data: str | None = option(None, "your own JSONL rows (without it: the little world of data/world.py)")
     init: str | None = option(None, "checkpoint to start from (without it the command trains its own SFT model)")

@@ -28,13 +28,14 @@ class KeyValueCache:
     """
 
     def __init__(self, model: "MiniGPT", batch_size: int):
-        parameter = model.token_embedding.weight
         shape = (model.num_layers, 2, batch_size, model.num_heads, 0, model.embed_dim // model.num_heads)
-        self.memory = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
+        self.memory = torch.zeros(shape, device=model.device)
 
     def write(self, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values (B, H, t, K) at positions (B, t); return all up to the last, (B, H, S, K)."""
         end = int(positions.max()) + 1
+        if self.memory.dtype != keys.dtype:  # under autocast the projections decide
+            self.memory = self.memory.to(keys.dtype)
         if end > self.memory.shape[4]:  # in steps, since most responses end long before max_seq_len
             self.memory = F.pad(self.memory, (0, 0, 0, end + CACHE_STEP - self.memory.shape[4]))
         rows = torch.arange(len(positions), device=positions.device)[:, None]

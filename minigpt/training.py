@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,9 @@ from minigpt.cli import option
 
 @dataclass
 class TrainingConfig:
-    """What every run can be told; each stage adds its own and chooses the defaults."""
+    """What every run can be told; each stage adds its own and chooses the defaults.  QUICK: what --quick changes."""
+
+    QUICK: ClassVar[dict] = {}
 
     lr: float = option(1e-3, "peak learning rate of AdamW")
     batch_size: int = option(64, "examples in one optimizer step")
@@ -177,16 +179,27 @@ class TrainingRun:
             file.writelines(json.dumps(line) + "\n" for line in lines)
 
     def _save(self) -> None:
-        save_state({"step": self.step, "num_steps": self.num_steps, "num_tokens": self.num_tokens,
-                    "history": self.history, "state": self.state, "optimizer": self.optimizer.state_dict(),
+        save_state({"settings": self._settings(), "step": self.step, "num_steps": self.num_steps,
+                    "num_tokens": self.num_tokens, "history": self.history, "state": self.state,
+                    "optimizer": self.optimizer.state_dict(),
                     "models": {name: model.state_dict() for name, model in self.models.items()}},
                    Path(self.config.out) / "state.pt")
+
+    def _settings(self) -> dict[str, Any]:
+        """What a resumed run must share with the one that it goes on with."""
+        return {name: value for name, value in vars(self.config).items() if name not in ("out", "resume", "save_every")}
 
     def _load(self, path: Path) -> None:
         saved = load_state(path)
         if saved["num_steps"] != self.num_steps or saved["models"].keys() != self.models.keys():
-            raise ValueError(f"{path} belongs to a run of {saved['num_steps']} steps of {sorted(saved['models'])}, this "
-                             f"one has {self.num_steps} of {sorted(self.models)}: resume with the settings it began with")
+            raise ValueError(f"{path} belongs to a run of {saved['num_steps']} steps of {sorted(saved['models'])}, this one "
+                             f"has {self.num_steps} of {sorted(self.models)}: resume with the settings it began with")
+        theirs = saved["settings"]
+        changed = {name: value for name, value in self._settings().items() if theirs.get(name) != value}
+        if changed:
+            raise ValueError(f"{path} was made with {', '.join(f'{n}={theirs.get(n)}' for n in changed)}, not with "
+                             f"{', '.join(f'{n}={v}' for n, v in changed.items())}: resume with the settings it began "
+                             "with")
         for name, model in self.models.items():
             model.load_state_dict(saved["models"][name])
         self.optimizer.load_state_dict(saved["optimizer"])

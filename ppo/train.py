@@ -23,7 +23,7 @@ Measure = Callable[[Sequence[str], Sequence[str]], dict[str, float]]
 class PPOConfig(TrainingConfig):
     """The recipe of `python -m ppo.main`."""
 
-    QUICK: ClassVar[dict] = {}
+    QUICK: ClassVar[dict] = {"num_episodes": 8, "batch_size": 64, "minibatch_size": 32}
 
     num_episodes: int = option(60, "episodes: one is a rollout of batch_size prompts and the updates made from it")
     lr: float = option(3e-4, "peak learning rate of the policy")
@@ -120,7 +120,7 @@ def summarize(logged: list[dict[str, float]], explained: float) -> dict[str, flo
 def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> float:
     """1 - Var(returns - values) / Var(returns): 1 is a perfect value function, 0 no better than a constant."""
     returns, values = returns[mask], values[mask]
-    return float(1 - (returns - values).var() / returns.var().clamp_min(1e-8))
+    return float(1 - (returns - values).var(correction=0) / returns.var(correction=0).clamp_min(1e-8))
 
 
 def adaptive_factor(kl: float, config: PPOConfig, num_responses: int) -> float:

@@ -1,5 +1,6 @@
 """The reward model's loss: Bradley-Terry on pairs."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -22,8 +23,7 @@ def bradley_terry_loss(chosen_rewards: Tensor, rejected_rewards: Tensor) -> tupl
     margins = chosen_rewards - rejected_rewards  # (B,)
     loss = -F.logsigmoid(margins).mean()
     margins = margins.detach()
-    rewards = (chosen_rewards.detach() + rejected_rewards.detach()) / 2
+    rewards = torch.cat([chosen_rewards, rejected_rewards]).detach()
     metrics = {"accuracy": ((margins > 0).float() + 0.5 * (margins == 0).float()).mean(), "margin": margins.mean(),
-               "min_reward": rejected_rewards.detach().min(), "mean_reward": rewards.mean(),
-               "max_reward": chosen_rewards.detach().max()}
+               "min_reward": rewards.min(), "mean_reward": rewards.mean(), "max_reward": rewards.max()}
     return loss, metrics

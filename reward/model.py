@@ -49,8 +49,6 @@ class RewardModel(nn.Module):
     def forward(self, token_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Rewards of rows padded on the right: (B, T), lengths (B,) -> (B,).  Without lengths no token is padding."""
         hidden = self.trunk.hidden_states(token_ids)
-        if lengths is None:
-            last = hidden[:, -1]
-        else:
-            last = hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
+        ends = lengths - 1 if lengths is not None else torch.full((len(hidden),), hidden.shape[1] - 1, device=hidden.device)
+        last = hidden[torch.arange(len(hidden), device=hidden.device), ends]
         return self.head(last).squeeze(-1).float()

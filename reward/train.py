@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from data.examples import preference_examples
-from minigpt.batching import Batches, Text, score_examples, tokenize_row
+from minigpt.batching import Batches, Text, print_count, score_examples, tokenize_row
 from minigpt.cli import option
 from minigpt.training import EpochConfig, TrainingRun
 from reward.loss import bradley_terry_loss
@@ -19,10 +18,8 @@ from reward.model import RewardModel
 class RewardConfig(EpochConfig):
     """The recipe of `python -m reward.main`."""
 
-    QUICK: ClassVar[dict] = {}
-
     num_epochs: int = option(2, "passes over the pairs")
-    lr: float = option(2.5e-4, "peak learning rate")
+    lr: float = option(3e-4, "peak learning rate")
     batch_size: int = option(8, "pairs in one optimizer step")
     weight_decay: float = option(0.1, "AdamW's pull of matrices towards zero")
 
@@ -47,11 +44,12 @@ def train_reward_model(model: RewardModel, rows: Sequence[Mapping], num_epochs: 
 def score(model: RewardModel, prompts: Sequence[str], responses: Sequence[Text], batch_size: int = 128) -> Tensor:
     """The reward of each response, a text or ids as `generate` returned them: (B,).
 
-    A pair longer than max_seq_len is read up to there.
+    A pair longer than max_seq_len is read up to there, and one printed line says how many were.
     """
-    rows = [(tokenize_row(prompt, response, model.max_seq_len),)
+    rows = [tokenize_row(prompt, response, model.max_seq_len)
             for prompt, response in zip(prompts, responses, strict=True)]
-    return rewards_of_examples(model, Batches(rows, batch_size))[:, 0]
+    print_count("response cut short in", [n for n, row in enumerate(rows) if row.is_cut], len(rows), model.max_seq_len)
+    return rewards_of_examples(model, Batches([(row,) for row in rows], batch_size))[:, 0]
 
 
 def reward_margins(model: RewardModel, rows: Sequence[Mapping]) -> Tensor:

@@ -15,4 +15,5 @@ def sft_loss(logps: Tensor, response_mask: Tensor) -> tuple[Tensor, dict[str, Te
     if not response_mask.any():
         raise ValueError("sft_loss: response_mask is empty, so there is no token to learn from")
     loss = -(logps * response_mask).sum() / response_mask.sum()
-    return loss, {"num_response_tokens": response_mask.sum()}
+    probability = (logps.detach().exp() * response_mask).sum() / response_mask.sum()
+    return loss, {"mean_token_probability": probability}

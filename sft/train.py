@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from data.examples import sft_examples
 from minigpt.batching import Batches
@@ -16,8 +15,6 @@ from sft.loss import sft_loss
 @dataclass
 class SFTConfig(EpochConfig):
     """The recipe of `python -m sft.main`."""
-
-    QUICK: ClassVar[dict] = {}
 
     num_epochs: int = option(1, "passes over the demonstrations")
     batch_size: int = option(8, "rows in one optimizer step")

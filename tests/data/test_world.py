@@ -166,7 +166,7 @@ def asked_and_answered(world):
 
 def test_hedging_with_a_word_of_the_question_is_not_right(world):
     cases = list(asked_and_answered(world))
-    assert len(cases) > 20
+    assert len(cases) > 10
     for prompt, word, answer in cases:
         assert not world.judge(prompt, f"It is {word} or {answer}.").right, prompt
 

@@ -15,7 +15,7 @@ def test_loss_is_the_mean_over_response_tokens_by_hand():
     mask = torch.tensor([[False, True, True, False], [False, False, True, False]])
     loss, metrics = sft_loss(logps, mask)
     assert float(loss.detach()) == pytest.approx((1 + 2 + 6) / 3)
-    assert int(metrics["num_response_tokens"]) == 3
+    assert float(metrics["mean_token_probability"]) == pytest.approx((math.exp(-1) + math.exp(-2) + math.exp(-6)) / 3)
     loss.backward()
     assert torch.allclose(logps.grad, -mask.float() / 3)
 
