@@ -17,7 +17,7 @@ class DPOConfig(EpochConfig):
     """The recipe of `python -m dpo.main`."""
 
     num_epochs: int = option(1, "passes over the pairs")
-    lr: float = option(3e-4, "peak learning rate")
+    lr: float = option(1e-4, "peak learning rate")
     batch_size: int = option(16, "pairs in one optimizer step")
     beta: float = option(1.0, "strength of the pull to the reference; a lower beta lets the policy go further")
 

@@ -25,13 +25,13 @@ class PPOConfig(TrainingConfig):
 
     QUICK: ClassVar[dict] = {"num_episodes": 8, "batch_size": 64, "minibatch_size": 32}
 
-    num_episodes: int = option(60, "episodes: one is a rollout of batch_size prompts and the updates made from it")
+    num_episodes: int = option(45, "episodes: one is a rollout of batch_size prompts and the updates made from it")
     lr: float = option(3e-4, "peak learning rate of the policy")
     value_lr: float = option(1e-3, "peak learning rate of the value model")
     batch_size: int = option(128, "prompts in one rollout")
     minibatch_size: int = option(64, "responses in one optimizer step")
     ppo_epochs: int = option(2, "passes over one rollout")
-    kl_coeff: float = option(0.1, "price of a nat of KL to the reference, in units of the score (beta)")
+    kl_coeff: float = option(0.2, "price of a nat of KL to the reference, in units of the score (beta)")
     target_kl: float | None = option(None, "nats per response that an adaptive kl_coeff steers to (none: it is fixed)")
     kl_horizon: int = option(4000, "responses in which the adaptive kl_coeff makes up for a relative error of 1")
     max_approxkl: float = option(0.1, "stop updating on a rollout once the policy moved so far from it, nats a token")
