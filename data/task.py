@@ -27,6 +27,11 @@ class Task:
         return sorted({row["prompt"] for row in self.preferences})
 
     @property
+    def seen_preferences(self) -> list[Record]:
+        """As many of the training pairs as are held out: enough to see how much better a model knows what it saw."""
+        return self.preferences[:len(self.heldout_preferences)]
+
+    @property
     def heldout_prompts(self) -> list[str]:
         return sorted({row["prompt"] for row in self.heldout_preferences or self.heldout_sft_rows})
 

@@ -149,7 +149,7 @@ class WorldConfig:
     sft_rows: int = option(12000, "demonstrations")
     preference_rows: int = option(12000, "preference pairs to train on")
     heldout_rows: int = option(1500, "held-out preference pairs")
-    temperature: float = option(0.5, "of the annotators: 0.1 is nearly always right, 10 nearly a coin")
+    temperature: float = option(0.35, "of the annotators: 0.1 is nearly always right, 10 nearly a coin")
     label_noise: float = option(0.0, "share of the training labels that are turned round (1: all)")
     length_bias: float = option(0.0, "reward that the training labels give to each 10 words more")
     helpful_weight: float = option(1.0, "of the helpful dimension in the true reward")
@@ -193,11 +193,12 @@ class World:
                      rng.choices(("polite", "neutral", "rude"), (0.3, 0.4, 0.3))[0],
                      rng.random() < 0.35, rng.random() < 0.7)
 
-    def edit_style(self, style: Style, rng: random.Random) -> Style:
-        """The same answer but for one respect."""
+    def edit_style(self, prompt: Prompt, style: Style, rng: random.Random) -> Style:
+        """The same answer but for one respect, most often its correctness."""
         respects = {"correctness": ("right", "wrong"), "tone": ("polite", "neutral", "rude"),
                     "rambling": (True, False), "obedient": (True, False)}
-        name, = rng.choices(list(respects), (3, 1, 1, 1))
+        can_disobey = prompt.manner != "plain"
+        name, = rng.choices(list(respects), (3, 1, 1, can_disobey))
         values = respects[name]
         return style._replace(**{name: rng.choice([v for v in values if v != getattr(style, name)])})
 
@@ -224,7 +225,7 @@ class World:
             style, wording = self.sample_style(rng), rng.random()
             first = self.write_answer(prompt, style, random.Random(wording))
             if rng.random() < EDITED_SHARE:
-                second = self.write_answer(prompt, self.edit_style(style, rng), random.Random(wording))
+                second = self.write_answer(prompt, self.edit_style(prompt, style, rng), random.Random(wording))
             else:
                 second = self.demonstrate(prompt, rng)
             if second != first:

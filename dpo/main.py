@@ -51,7 +51,7 @@ def measure(policy: MiniGPT, reference: MiniGPT, task: Task, command: CommandCon
     """The report's figures: what the policy prefers, and what it says."""
     chosen, rejected = implicit_rewards(policy, reference, task.heldout_preferences, config.beta)
     summary = {
-        "preference_accuracy_train": evaluate_preference_accuracy(policy, reference, task.preferences),
+        "preference_accuracy_train": evaluate_preference_accuracy(policy, reference, task.seen_preferences),
         "preference_accuracy_heldout": evaluate_preference_accuracy(policy, reference, task.heldout_preferences),
         "rewards_chosen_heldout": float(chosen.mean()),
         "rewards_rejected_heldout": float(rejected.mean()),

@@ -19,7 +19,7 @@ class DPOConfig(EpochConfig):
     num_epochs: int = option(1, "passes over the pairs")
     lr: float = option(1e-4, "peak learning rate")
     batch_size: int = option(16, "pairs in one optimizer step")
-    beta: float = option(1.0, "strength of the pull to the reference; a lower beta lets the policy go further")
+    beta: float = option(1.5, "strength of the pull to the reference; a lower beta lets the policy go further")
 
 
 def dpo_train(policy: MiniGPT, reference: MiniGPT, rows: Sequence[Mapping], num_epochs: int = 5, lr: float = 5e-5,

@@ -25,13 +25,13 @@ class PPOConfig(TrainingConfig):
 
     QUICK: ClassVar[dict] = {"num_episodes": 8, "batch_size": 64, "minibatch_size": 32}
 
-    num_episodes: int = option(45, "episodes: one is a rollout of batch_size prompts and the updates made from it")
+    num_episodes: int = option(32, "episodes: one is a rollout of batch_size prompts and the updates made from it")
     lr: float = option(3e-4, "peak learning rate of the policy")
     value_lr: float = option(1e-3, "peak learning rate of the value model")
-    batch_size: int = option(128, "prompts in one rollout")
+    batch_size: int = option(128, "prompts in one rollout (all of them, if there are fewer)")
     minibatch_size: int = option(64, "responses in one optimizer step")
     ppo_epochs: int = option(2, "passes over one rollout")
-    kl_coeff: float = option(0.2, "price of a nat of KL to the reference, in units of the score (beta)")
+    kl_coeff: float = option(0.3, "price of a nat of KL to the reference, in units of the score (beta)")
     target_kl: float | None = option(None, "nats per response that an adaptive kl_coeff steers to (none: it is fixed)")
     kl_horizon: int = option(4000, "responses in which the adaptive kl_coeff makes up for a relative error of 1")
     max_approxkl: float = option(0.1, "stop updating on a rollout once the policy moved so far from it, nats a token")
@@ -58,8 +58,9 @@ def ppo_training(policy: MiniGPT, reference: MiniGPT, reward: RewardModel, promp
     check_reference(policy, reference)
     config = PPOConfig(num_episodes=num_episodes, lr=lr, kl_coeff=kl_coeff, **options)
     value_model = value_model_from(reward)
-    examples = prompt_examples(prompts, policy.max_seq_len) * config.batch_size  # so that every rollout is a full one
-    batches = Batches(examples, config.batch_size, config.seed, sorted_together=1)
+    batch_size = min(config.batch_size, len(prompts))
+    examples = prompt_examples(prompts, policy.max_seq_len) * batch_size  # so that every rollout is a full one
+    batches = Batches(examples, batch_size, config.seed, sorted_together=1)
     run = TrainingRun({"policy": policy.train(), "value": value_model}, config, config.num_episodes,
                       lrs={"value": config.value_lr}, adam_eps=1e-5, state={"kl_coeff": config.kl_coeff})
     for batch in run.steps(batches):

@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     bins = calibration(margins)
     summary = {
         "accuracy_before": fresh,
-        "accuracy_train": evaluate_reward_accuracy(model, task.preferences),
+        "accuracy_train": evaluate_reward_accuracy(model, task.seen_preferences),
         "accuracy_heldout": evaluate_reward_accuracy(model, task.heldout_preferences),
         "margin_heldout": float(margins.mean()),
         "calibration_error": sum(abs(b["predicted"] - b["observed"]) * b["pairs"] for b in bins) / len(margins),

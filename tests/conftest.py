@@ -16,17 +16,6 @@ SMALL = {"embed_dim": 32, "num_heads": 2, "num_layers": 2, "max_seq_len": 64, "f
 torch.set_num_threads(1)
 
 
-def pytest_addoption(parser):
-    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
-
-
-def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--slow"):
-        for item in items:
-            if "slow" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="minutes: run with --slow"))
-
-
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)

@@ -72,7 +72,7 @@ SMALLER = ("embed_dim=128, num_heads=4, num_layers=4, max_seq_len=128, ff_dim=51
            "embed_dim=32, num_heads=2, num_layers=2, max_seq_len=128, ff_dim=64")
 
 
-@pytest.mark.parametrize("code", [RLHF_LESSON.replace(*SMALLER), pytest.param(RLHF_LESSON, marks=pytest.mark.slow)],
+@pytest.mark.parametrize("code", [RLHF_LESSON.replace(*SMALLER), RLHF_LESSON],
                          ids=["smaller model", "as printed"])
 def test_rlhf_lesson_runs_and_its_reward_model_learns(capsys, weights_equal, code):
     torch.manual_seed(0)
