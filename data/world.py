@@ -6,9 +6,10 @@ Bradley-Terry on that reward, so the best accuracy that any model can reach on t
 
     P(first is chosen) = sigmoid((r(first) - r(second)) / temperature)         Bayes accuracy = E[max(P, 1 - P)]
 
-Every question can be asked in eight ways.  Two of them are hidden: they are the held-out prompts, and occur in no
-training data at all.  The others occur in the plain text, the demonstrations and the preferences, so a model can know what a
-held-out prompt asks for, and must recognise it in words that it never saw.  Everything follows from the seed.
+Every question can be asked in eight ways.  Two of them are hidden: they are the held-out prompts, and none is a prompt
+in any training data.  The same questions, asked in the other ways, are: in the plain text, the demonstrations and the
+preferences.  So held-out figures measure transfer to another wording, not to facts that nobody taught.  Everything
+follows from the seed.
 """
 
 import math
@@ -98,7 +99,7 @@ RUDE_WORDS = frozenset(["duh", "fool", "bothering", "stupid", "idiot"])
 
 
 class Style(NamedTuple):
-    """How one answer was made; `None` for the faults it does not have."""
+    """How one answer is made."""
 
     correctness: str  # "right", "wrong" or "evasive"
     tone: str         # "polite", "neutral" or "rude"
@@ -295,7 +296,8 @@ class World:
 
     @cached_property
     def heldout_plain_text(self) -> list[str]:
-        return self._paragraphs(200, "heldout plain")
+        seen = set(self.plain_text)
+        return [text for text in self._paragraphs(400, "heldout plain") if text not in seen][:200]
 
     def _paragraphs(self, count: int, purpose: str) -> list[str]:
         rng = self._rng(purpose)

@@ -69,7 +69,7 @@ def beta_sweep(reference: MiniGPT, task: Task, command: CommandConfig, config: D
     """One row of figures for each beta, each trained from the same start on the same pairs."""
     rows = []
     for beta in SWEEP:
-        at_beta = replace(config, beta=beta, out=None)
+        at_beta = replace(config, beta=beta, out=f"{config.out}/beta-{beta}")
         policy, _, _ = make_dpo_policy(reference, task, at_beta)
         rows.append({"beta": beta, **measure(policy, reference, task, command, at_beta)})
     return rows

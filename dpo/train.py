@@ -34,8 +34,9 @@ def dpo_train(policy: MiniGPT, reference: MiniGPT, rows: Sequence[Mapping], num_
     check_reference(policy, reference)
     config = DPOConfig(num_epochs=num_epochs, lr=lr, beta=beta, **options)
     batches = Batches(preference_examples(rows, policy.max_seq_len), config.batch_size, config.seed)
-    ref_logps = logps_of_examples(reference, batches)                                  # (N, 2)
     run = TrainingRun({"policy": policy.train()}, config, config.num_epochs * len(batches))
+    with run.autocast():  # in the policy's precision: at the start the two must agree
+        ref_logps = logps_of_examples(reference, batches)                              # (N, 2)
     for batch in run.steps(batches, config.accumulate):
         chosen_logps, rejected_logps = response_logps(policy, batch).chunk(2)          # (B,) each
         ref_chosen_logps, ref_rejected_logps = ref_logps[batch.examples].unbind(1)     # (B,) each

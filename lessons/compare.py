@@ -45,7 +45,7 @@ class CompareConfig:
     sweep: bool = option(False, "also train DPO at four values of beta, and draw them in")
     resume: bool = option(False, "go on where a run with the same --out was stopped")
     samples: int = option(8, "responses sampled for each held-out prompt")
-    pool: int = option(256, "SFT samples for each held-out prompt, for the limit and for best-of-n")
+    pool: int = option(192, "SFT samples for each held-out prompt, for the limit and for best-of-n")
     best_of: int = option(16, "n of best-of-n")
     max_new_tokens: int = option(96, "longest response")
 
@@ -96,13 +96,14 @@ def best_of_n(pool: Answers, reward: RewardModel, config: CompareConfig) -> Answ
 
     The pool holds config.pool answers to each prompt, one prompt after the other.
     """
-    n, size = config.best_of, config.pool
-    picks = min(config.samples, size // n)
+    n, size, picks = config.best_of, config.pool, config.samples
     numbers = [start + i for start in range(0, len(pool.prompts), size) for i in range(picks * n)]
     scores = score(reward, [pool.prompts[i] for i in numbers], [pool.responses[i].ids for i in numbers])
     winners = scores.view(-1, n).argmax(1).tolist()
     chosen = [numbers[group * n + winner] for group, winner in enumerate(winners)]
-    return Answers(f"best of {n}", [pool.prompts[i] for i in chosen], [pool.responses[i] for i in chosen])
+    kl = mean(best_of_n_kl(of_prompt, n) for of_prompt in scores.view(-1, picks * n))
+    return Answers(f"best of {n}", [pool.prompts[i] for i in chosen], [pool.responses[i] for i in chosen],
+                   {"kl_nats_per_response": kl})
 
 
 def sampled(name: str, policy: MiniGPT, task: Task, config: CompareConfig, seed: int) -> Answers:
@@ -143,9 +144,8 @@ def measure(task: Task, models: dict[str, Any], config: CompareConfig) -> tuple[
     rows = [sft, best_of_n(pool, reward, config), sampled("PPO", models["ppo"], task, config, config.seed + 2),
             sampled("DPO", models["dpo"], task, config, config.seed + 3)]
     for row, policy in zip(rows, (reference, None, models["ppo"], models["dpo"]), strict=True):
-        if policy is None:  # best-of-n is no model of its own: the reward model ranks, and its KL is known
+        if policy is None:  # best-of-n is no model of its own: the reward model ranks
             row.figures["preference_accuracy"] = evaluate_reward_accuracy(reward, task.heldout_preferences)
-            row.figures["kl_nats_per_response"] = best_of_n_kl(config.best_of)
         else:
             row.figures["preference_accuracy"] = evaluate_preference_accuracy(policy, reference, task.heldout_preferences)
             row.figures |= kl_to_reference(policy, reference, row.prompts, row.responses)
@@ -160,7 +160,7 @@ def measure(task: Task, models: dict[str, Any], config: CompareConfig) -> tuple[
         reached, kl = mean(row.rewards), row.figures["kl_nats_per_response"]
         row.figures |= {"true_reward": reached, "right_share": task.measure(row.prompts, row.texts)["right_share"],
                         "win_rate_against_sft": win_rate(row, sft), "limit_at_this_kl": frontier.reward_at(kl)}
-        if row is not sft:
+        if kl > 0:  # at the SFT model itself there is nothing to gain
             row.figures["share_of_possible_gain"] = frontier.share_of_gain(reached, kl)
     return rows, frontier
 
@@ -179,6 +179,8 @@ def add_costs(rows: Sequence[Answers], stages: dict[str, dict[str, float]]) -> N
 def main(argv: Sequence[str] | None = None) -> None:
     started = time.perf_counter()
     config, world_config = parse(__doc__, argv, CompareConfig, WorldConfig)
+    if config.pool < config.best_of * config.samples:
+        raise ValueError(f"--pool {config.pool} is too small for {config.samples} times the best of {config.best_of}")
     write_config(config.out, config, world_config)
     task = load_task(config.data, world_config, config.seed)
     stages = run_stages(config, world_config)

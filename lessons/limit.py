@@ -52,6 +52,14 @@ class Frontier:
         return (reward - self.start) / possible if possible > 1e-6 else float("nan")
 
 
-def best_of_n_kl(n: int) -> float:
-    """Upper bound on the KL of picking the best of n samples, in nats (Beirami et al. 2024, arXiv:2401.01879)."""
-    return math.log(n) - (n - 1) / n
+def best_of_n_kl(scores: Tensor, n: int) -> float:
+    """KL from the reference of picking the best-scored of n samples, in nats, from one prompt's sample scores (N,).
+
+    With F the distribution function of the scores, a score s is the best of n with probability F(s)^n - F(s-)^n.
+    Where no two answers tie this is log n - (n - 1) / n; ties make it less (Beirami et al. 2024, arXiv:2401.01879).
+    """
+    _, counts = scores.unique(return_counts=True)
+    p = counts.double() / counts.sum()
+    up_to = p.cumsum(0)
+    q = up_to**n - (up_to - p).clamp_min(0) ** n
+    return float(torch.xlogy(q, q / p).sum())

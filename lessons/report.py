@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lessons.figures import save_frontier, save_ppo_over_time
+from lessons.charts import save_frontier, save_ppo_over_time
 
 # column title, figure of results["methods"][name], format
 COLUMNS = (
@@ -55,14 +55,18 @@ def notes(results: Mapping[str, Any]) -> list[str]:
         lines += [
             f"Limit: the best that any policy can do at that KL, from {limit['samples_per_prompt']} SFT samples for each "
             f"prompt, tilted by the true reward. So many samples show no KL above log n = {limit['bound_nats']:.2f} nats; "
-            "a policy further away is compared with the last point. Its preference accuracy is the Bayes accuracy, what "
-            "knowing the true reward exactly would score.",
+            "beyond the last point the limit is flat, the best reward there is. It is an estimate, a little low. Its "
+            "preference accuracy is the Bayes accuracy, what knowing the true reward exactly would score.",
+            "Each method went as far from SFT as its own beta let it, so compare the shares of the possible gain, not the "
+            "true rewards alone.",
         ]
     lines += [
         "Preference accuracy: of the implicit reward log pi/ref for SFT, PPO and DPO (SFT is the reference, so it ties "
-        "everywhere), of the reward model for best-of-n, whose KL is an upper bound.",
+        "everywhere), of the reward model for best-of-n.",
         "Memory and seconds are those of each method's own training commands with their reports: PPO pays for the reward "
-        "model too, DPO for nothing but itself, and all of them stand on the SFT model.",
+        "model too, DPO for nothing but itself, and all of them stand on the SFT model. "
+        "Best-of-n trains no policy, and pays with "
+        "n answers sampled for each one given.",
     ]
     return lines
 

@@ -3,14 +3,16 @@
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from minigpt.cli import check_device
 from minigpt.model import MiniGPT
 
 FORMAT = "minigpt-1"
+M = TypeVar("M", bound=nn.Module)
 
 
 def write_atomically(path: Path, write) -> None:
@@ -48,6 +50,14 @@ def save_checkpoint(model: nn.Module, path: str | Path) -> None:
     """Save a MiniGPT or RewardModel with the settings that rebuild it."""
     save_state({"format": FORMAT, "model": type(model).__name__, "settings": model.settings,
                 "weights": model.state_dict()}, path)
+
+
+def load_model(path: str | Path, kind: type[M], option: str, device: str) -> M:
+    """The model that a command-line option names, on a device.  Raises ValueError if it is of another kind."""
+    model = load_checkpoint(path)
+    if not isinstance(model, kind):
+        raise ValueError(f"{option} {path} holds a {type(model).__name__}, but a {kind.__name__} is needed here")
+    return model.to(check_device(device))
 
 
 def load_checkpoint(path: str | Path) -> nn.Module:

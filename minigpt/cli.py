@@ -38,7 +38,8 @@ def parse(description: str, argv: Sequence[str] | None, *configs: type, **defaul
     A field that two of them share is one option.  `defaults` override a field's own; --quick then applies each
     dataclass's QUICK dictionary, and what the user typed wins over both.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     for config in configs:
         group, hints = parser.add_argument_group(config.__name__), get_type_hints(config)
         for setting in fields(config):

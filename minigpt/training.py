@@ -12,7 +12,7 @@ So a checkpoint is weights, optimizer, step and log, and a resumed run repeats w
 import json
 import math
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -106,7 +106,7 @@ class TrainingRun:
                 self._epoch = self.step / len(batches)
                 for part in parts:
                     self.num_tokens += int(part.lengths.sum())
-                    with self._autocast():
+                    with self.autocast():
                         yield part.to(self.device)
                 bar.update()
                 bar.set_postfix_str("  ".join(f"{k} {v[-1]:.3f}" for k, v in list(self.history.items())[:2]))
@@ -133,14 +133,17 @@ class TrainingRun:
         loss.backward()
 
     def optimizer_step(self) -> float:
-        """Clip, step, clear.  Returns the gradient's length before clipping."""
-        norms = [nn.utils.clip_grad_norm_(model.parameters(), self.config.max_grad_norm)
-                 for model in self.models.values()]
+        """Clip, step, clear.  Returns the gradient's length before clipping; FloatingPointError if it is not finite."""
+        norms = torch.stack([nn.utils.clip_grad_norm_(model.parameters(), self.config.max_grad_norm)
+                             for model in self.models.values()])
+        if not torch.isfinite(norms).all():
+            raise FloatingPointError(f"step {self.step + 1}: the gradient is not finite, though the loss is; no weight was "
+                                     "changed by it. Lower the learning rate")
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * self.schedule(self.step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(torch.stack(norms).square().sum().sqrt())
+        return float(norms.square().sum().sqrt())
 
     def schedule(self, step: int) -> float:
         """The learning rate as a share of its peak: a linear rise, then a cosine down to final_lr."""
@@ -162,10 +165,12 @@ class TrainingRun:
             with (Path(self.config.out) / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
-    def _autocast(self):
+    def autocast(self) -> AbstractContextManager:
+        """The run's precision, as a context.  Casts are not cached: PPO steps several times inside one, and a cached
+        weight would be the one before the step."""
         if self.config.precision == "float32":
             return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
 
     # --- what is on the disk ----------------------------------------------------------------------------------------
 
@@ -173,6 +178,8 @@ class TrainingRun:
         folder.mkdir(parents=True, exist_ok=True)
         if self.config.resume and (folder / "state.pt").exists():
             self._load(folder / "state.pt")
+        else:  # a checkpoint of an earlier run must not be what a later --resume finds
+            (folder / "state.pt").unlink(missing_ok=True)
         names = list(self.history)
         lines = [dict(zip(names, values, strict=True)) for values in zip(*self.history.values(), strict=True)]
         with (folder / "metrics.jsonl").open("w", encoding="utf-8") as file:  # without the steps after the checkpoint

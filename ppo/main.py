@@ -12,10 +12,9 @@ from statistics import mean
 from data.lesson_rows import PREFERENCE_DATA
 from data.task import Task, load_task
 from data.world import WorldConfig
-from minigpt.checkpoint import load_checkpoint, save_checkpoint
+from minigpt.checkpoint import load_model, save_checkpoint
 from minigpt.cli import (
     CommandConfig,
-    check_device,
     option,
     parse,
     peak_memory_mb,
@@ -47,7 +46,7 @@ def load_or_train_reward_model(path: str | None, reference: MiniGPT, task: Task,
                                config: PPOConfig) -> RewardModel:
     """The reward model to train against: from --reward, or trained here into a folder of its own."""
     if path is not None:
-        return load_checkpoint(path).to(check_device(command.device))
+        return load_model(path, RewardModel, "--reward", command.device)
     print("no --reward given: training a reward model")
     reward_config = recipe(RewardConfig, config, "reward", command.quick)
     reward, _, _ = make_reward_model(reference, task, reward_config, command.max_new_tokens)
@@ -90,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     if task.world:
         rewards = running_mean(history["true_reward"], 10)
-        summary["true_reward_final_over_best_seen"] = rewards[-1] / max(rewards)
+        if max(rewards) > 0:  # a share of a reward below 0 would say nothing
+            summary["true_reward_final_over_best_seen"] = rewards[-1] / max(rewards)
     summary |= {"seconds": time.perf_counter() - started, "peak_memory_mb": peak_memory_mb(), "models_in_memory": 4}
     report("PPO: held-out prompts", summary, config.out)
     print(f"\nIn memory: policy, reference {policy.count_parameters():,} weights each; reward model, value model "

@@ -33,7 +33,7 @@ class PPOConfig(TrainingConfig):
     ppo_epochs: int = option(2, "passes over one rollout")
     kl_coeff: float = option(0.3, "price of a nat of KL to the reference, in units of the score (beta)")
     target_kl: float | None = option(None, "nats per response that an adaptive kl_coeff steers to (none: it is fixed)")
-    kl_horizon: int = option(4000, "responses in which the adaptive kl_coeff makes up for a relative error of 1")
+    kl_horizon: int = option(500, "the adaptive kl_coeff changes by at most 0.2 x responses / this in an episode")
     max_approxkl: float = option(0.1, "stop updating on a rollout once the policy moved so far from it, nats a token")
     clip: float = option(0.2, "how far a probability ratio may gain from moving")
     value_clip: float = option(0.2, "how far a value may move in one episode, in units of the score")
@@ -42,6 +42,7 @@ class PPOConfig(TrainingConfig):
     lam: float = option(0.95, "lambda of GAE")
     missing_eos_penalty: float = option(1.0, "taken from the score of a response that does not end")
     max_new_tokens: int = option(96, "longest response in a rollout")
+    save_every: int = option(5, "episodes between two checkpoints")
 
 
 def ppo_training(policy: MiniGPT, reference: MiniGPT, reward: RewardModel, prompts: Sequence[str],
@@ -67,6 +68,7 @@ def ppo_training(policy: MiniGPT, reference: MiniGPT, reward: RewardModel, promp
         generator = torch.Generator(policy.device).manual_seed(config.seed * 1_000_003 + run.step)
         rollout = sample_rollout(policy, reference, reward, value_model, batch, config.max_new_tokens,
                                  run.state["kl_coeff"], config.missing_eos_penalty, generator)
+        run.num_tokens += int(rollout.mask.sum())
         metrics = update_on(rollout, policy, value_model, run, config)
         measured = {} if measure is None else measure(*rollout.texts())
         run.log({**rollout_metrics(rollout, run.state["kl_coeff"]), **metrics, **measured})
@@ -113,9 +115,10 @@ def update_on(rollout: Rollout, policy: MiniGPT, value_model: RewardModel, run: 
 
 
 def summarize(logged: list[dict[str, float]], explained: float) -> dict[str, float]:
-    means = {name: sum(step.get(name, 0.0) for step in logged) / len(logged) for name in logged[0]}
-    return {**means, "val/first_ratio": logged[0]["val/ratio"], "val/explained_variance": explained,
-            "val/updates": len(logged)}
+    """Means over an episode's minibatches; the last has no grad_norm if it was found too far away to be used."""
+    values = {name: [step[name] for step in logged if name in step] for name in logged[0]}
+    return {**{name: sum(v) / len(v) for name, v in values.items()}, "val/first_ratio": logged[0]["val/ratio"],
+            "val/explained_variance": explained, "val/updates": sum("grad_norm" in step for step in logged)}
 
 
 def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> float:

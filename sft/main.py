@@ -5,13 +5,14 @@ A base model reads plain text, then learns to answer from demonstrations.
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from data.task import Task, load_task
 from data.world import WorldConfig
-from minigpt.checkpoint import load_checkpoint, save_checkpoint
+from minigpt.checkpoint import load_model, save_checkpoint
 from minigpt.cli import CommandConfig, check_device, parse, peak_memory_mb, report, show_before_and_after, write_config
 from minigpt.evaluation import sample_answers, text_measures
 from minigpt.model import MiniGPT, copy_model_weights
@@ -31,9 +32,8 @@ def train_base_model(task: Task, config: SFTConfig, command: CommandConfig) -> M
     torch.manual_seed(config.seed)
     model = MiniGPT(max_seq_len=command.max_seq_len).to(check_device(command.device))
     if task.plain_text:
-        sft_train(model, as_rows(task.plain_text), 1, config.base_lr, batch_size=config.batch_size, seed=config.seed,
-                  weight_decay=config.weight_decay, final_lr=config.final_lr, precision=config.precision,
-                  resume=config.resume, out=f"{config.out}/base")
+        base_config = replace(config, num_epochs=1, lr=config.base_lr, out=f"{config.out}/base")
+        sft_train(model, as_rows(task.plain_text), **vars(base_config))
     return model.eval()
 
 
@@ -47,7 +47,7 @@ def train_sft_model(base: MiniGPT, task: Task, config: SFTConfig) -> tuple[MiniG
 def starting_point(task: Task, command: CommandConfig, run: TrainingConfig) -> MiniGPT:
     """The SFT model that another stage's run begins with: from --init, or trained here into a folder of its own."""
     if command.init is not None:
-        return load_checkpoint(command.init).to(check_device(command.device))
+        return load_model(command.init, MiniGPT, "--init", command.device)
     print("no --init given: training an SFT model to start from")
     config = recipe(SFTConfig, run, "sft", command.quick)
     model, _ = train_sft_model(train_base_model(task, config, command), task, config)
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_config(config.out, command, config, world_config)
     task = load_task(command.data, world_config, config.seed, demonstrations=True)
 
-    base = load_checkpoint(command.init).to(check_device(command.device)) if command.init \
+    base = load_model(command.init, MiniGPT, "--init", command.device) if command.init \
         else train_base_model(task, config, command)
     model, losses = train_sft_model(base, task, config)
     save_checkpoint(base, Path(config.out) / "base.pt")

@@ -77,9 +77,13 @@ def test_prompts_are_averaged_not_pooled():
 
 
 @pytest.mark.parametrize("n", [2, 4, 16])
-def test_kl_of_best_of_n_is_that_of_the_best_of_n_on_many_samples(n):
-    pool = 4000  # the best of n among `pool` ranked answers: (k/pool)^n - ((k-1)/pool)^n
-    k = torch.arange(pool + 1, dtype=torch.float64) / pool
-    pi = (k ** n).diff()
-    assert best_of_n_kl(n) == pytest.approx(float((pi * (pi * pool).log()).nan_to_num().sum()), abs=0.01)
-    assert best_of_n_kl(1) == 0.0
+def test_kl_of_best_of_n_without_ties_is_the_known_formula(n):
+    assert best_of_n_kl(torch.arange(4000.0), n) == pytest.approx(math.log(n) - (n - 1) / n, abs=0.01)
+    assert best_of_n_kl(torch.arange(4000.0), 1) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_kl_of_best_of_n_with_ties_by_hand():
+    # half the answers score 1, half 0: the best of two scores 1 with probability 3/4
+    expected = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
+    assert best_of_n_kl(torch.tensor([0.0, 1.0, 1.0, 0.0]), 2) == pytest.approx(expected)
+    assert best_of_n_kl(torch.zeros(8), 2) == pytest.approx(0.0, abs=1e-9)

@@ -197,7 +197,7 @@ def test_every_rollout_is_a_full_one_however_many_prompts_there_are(reciter, cop
     asked = []
     run(copy_of(reciter), reciter, make_reward(), prompts, num_episodes=3, batch_size=batch_size,
         measure=lambda batch, _: asked.append(batch) or {})
-    assert [len(batch) for batch in asked] == [batch_size] * 3
+    assert [len(batch) for batch in asked] == [min(batch_size, len(prompts))] * 3
     assert {prompt for batch in asked for prompt in batch} <= set(prompts)
     assert len(set(map(tuple, asked))) == 3
 

@@ -19,7 +19,7 @@ def save_frontier(path: Path, results: Mapping[str, Any]) -> Path | None:
     furthest = max([limit["kl"][-1], *history["objective/kl_exact"],
                     *(figures["kl_nats_per_response"] for figures in results["methods"].values())])
     kls, best = [*limit["kl"], furthest], [*limit["true_reward"], limit["true_reward"][-1]]  # flat: the best answer always
-    axis.plot(kls, best, color="black", label="limit: no policy can be above")
+    axis.plot(kls, best, color="black", label="estimated limit of any policy")
     axis.fill_between(kls, best, axis.get_ylim()[1], color="grey", alpha=0.12)
     axis.plot(running_mean(history["objective/kl_exact"], SMOOTH), running_mean(history["true_reward"], SMOOTH),
               color=COLOURS[1], alpha=0.5, linewidth=1.2, label="PPO's way (training prompts)")
