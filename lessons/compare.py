@@ -35,7 +35,7 @@ from reward.train import evaluate_reward_accuracy, score
 
 @dataclass
 class CompareConfig:
-    QUICK: ClassVar[dict] = {"pool": 32, "samples": 2}
+    QUICK: ClassVar[dict] = {"pool": 32, "samples": 2, "max_new_tokens": 64}
 
     data: str | None = option(None, "your own JSONL preferences (without it: the little world)")
     out: str = option("runs/compare", "folder for the report and the stages")

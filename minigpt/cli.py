@@ -21,7 +21,7 @@ def option(default: Any, help: str, choices: tuple | None = None) -> Any:
 class CommandConfig:
     """What every command can be told besides the settings of its training."""
 
-    QUICK: ClassVar[dict] = {"samples": 2}
+    QUICK: ClassVar[dict] = {"samples": 2, "max_new_tokens": 64}
 
     data: str | None = option(None, "your own JSONL rows (without it: the little world of data/world.py)")
     init: str | None = option(None, "checkpoint to start from (without it the command trains its own SFT model)")
