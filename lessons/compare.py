@@ -41,7 +41,7 @@ class CompareConfig:
     out: str = option("runs/compare", "folder for the report and the stages")
     seed: int = option(0, "of everything")
     device: str = option("cpu", "cpu, cuda or mps")
-    quick: bool = option(False, "under a minute: everything runs, little is learned")
+    quick: bool = option(False, "about a minute: everything runs, little is learned")
     sweep: bool = option(False, "also train DPO at four values of beta, and draw them in")
     resume: bool = option(False, "go on where a run with the same --out was stopped")
     samples: int = option(8, "responses sampled for each held-out prompt")
