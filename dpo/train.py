@@ -38,7 +38,7 @@ def dpo_train(policy: MiniGPT, reference: MiniGPT, rows: Sequence[Mapping], num_
     with run.autocast():  # in the policy's precision: at the start the two must agree
         ref_logps = logps_of_examples(reference, batches)                              # (N, 2)
     for batch in run.steps(batches, config.accumulate):
-        chosen_logps, rejected_logps = response_logps(policy, batch).chunk(2)          # (B,) each
+        chosen_logps, rejected_logps = response_logps(policy, batch).unbind(1)        # (B,) each
         ref_chosen_logps, ref_rejected_logps = ref_logps[batch.examples].unbind(1)     # (B,) each
         loss, metrics = dpo_loss(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, config.beta)
         run.update(loss, metrics)

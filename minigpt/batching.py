@@ -1,8 +1,12 @@
 """Rows of text -> padded batches of like length.
 
-A *row* is one prompt with one response; an *example* is what one loss term needs: one row for SFT, two (chosen,
-rejected) for a preference.  A batch of B examples of k rows each is (k * B, T), first rows first, so a loop over
-pairs splits any per-row result with `.chunk(2)`.
+An *example* is what one loss term needs: a prompt and its responses, one for SFT, two (chosen, rejected) for a
+preference.  It takes one row of a batch, and its responses share the prompt, which is read once:
+
+    prompt SEP  response 1 EOS  [response 2 EOS ...]  PAD PAD ...          token_ids
+    0 0 0  0    1 1 1 1 1  1     2 2 2 2 2 2 2  2     -1  -1               segments
+
+To the model each response looks as if it stood alone behind the prompt (`prompt_and_own`).
 """
 
 from collections.abc import Callable, Sequence
@@ -17,10 +21,14 @@ from minigpt.tokenizer import EOS, PAD, SEP, encode
 Text = str | list[int]  # a response: its text, or the very ids that a model generated
 
 
-class Row(NamedTuple):
-    token_ids: list[int]
-    response_start: int  # the first response token; all before it is prompt and SEP
-    is_cut: bool         # the response did not fit, so it ends without EOS
+class Example(NamedTuple):
+    prompt: list[int]                   # ids, SEP included
+    responses: tuple[list[int], ...]    # ids, EOS included
+    is_cut: bool = False                # a response did not fit, so it ends without EOS
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt) + sum(map(len, self.responses))
 
 
 class NoRoomError(ValueError):
@@ -39,32 +47,32 @@ def tokenize_prompt(prompt: str, max_seq_len: int) -> list[int]:
     return ids
 
 
-def tokenize_row(prompt: str, response: Text, max_seq_len: int) -> Row:
-    """`prompt SEP response EOS`, cut at max_seq_len.
+def tokenize_example(prompt: str, responses: Sequence[Text], max_seq_len: int) -> Example:
+    """`prompt SEP` and each `response EOS`, cut so that prompt and response fit into max_seq_len.
 
     A cut response loses its EOS: a text that stops in the middle must not teach the model that it ended there.
-    Given as ids (from `generate`), the response is used as it stands, so that what is scored is what was sampled.
+    Given as ids (from `generate`), a response is used as it stands, so that what is scored is what was sampled.
     """
-    start = tokenize_prompt(prompt, max_seq_len)
-    ids = start + ([*encode(response), EOS] if isinstance(response, str) else list(response))
-    return Row(ids[:max_seq_len], len(start), len(ids) > max_seq_len)
+    prompt_ids = tokenize_prompt(prompt, max_seq_len)
+    room = max_seq_len - len(prompt_ids)
+    ids = [[*encode(r), EOS] if isinstance(r, str) else list(r) for r in responses]
+    return Example(prompt_ids, tuple(i[:room] for i in ids), is_cut=any(len(i) > room for i in ids))
 
 
-def tokenize_examples(examples: Sequence[Sequence[tuple[str, Text]]], max_seq_len: int) -> list[tuple[Row, ...]]:
-    """Examples of (prompt, response) -> examples of rows, with one printed line if any was cut or dropped.
+def tokenize_examples(examples: Sequence[tuple[str, Sequence[Text]]], max_seq_len: int) -> list[Example]:
+    """(prompt, responses) -> examples, with one printed line if any was cut or dropped.
 
     Raises ValueError if nothing is left.
     """
     kept, dropped, cut = [], [], []
-    for number, example in enumerate(examples):
+    for number, (prompt, responses) in enumerate(examples):
         try:
-            rows = tuple(tokenize_row(prompt, response, max_seq_len) for prompt, response in example)
+            kept.append(tokenize_example(prompt, responses, max_seq_len))
         except NoRoomError:
             dropped.append(number)
             continue
-        if any(row.is_cut for row in rows):
+        if kept[-1].is_cut:
             cut.append(number)
-        kept.append(rows)
     print_count("response cut short in", cut, len(examples), max_seq_len)
     print_count("no room for a response, so dropped:", dropped, len(examples), max_seq_len)
     if not kept:
@@ -80,30 +88,64 @@ def print_count(what: str, rows: Sequence[int], of: int, max_seq_len: int) -> No
 
 @dataclass
 class Batch:
-    """R = k * B rows, padded on the right to T columns.
+    """B examples, padded on the right to T columns.
 
-    token_ids (R, T); response_mask (R, T), True on response tokens, EOS included; lengths (R,), the real tokens of
-    each row; examples (B,), which examples these are.
+    token_ids (B, T); segments (B, T): 0 on the prompt, j on response j, EOS included, and -1 on padding;
+    examples (B,), which examples these are.
     """
 
     token_ids: Tensor
-    response_mask: Tensor
-    lengths: Tensor
+    segments: Tensor
     examples: Tensor
+
+    @property
+    def response_mask(self) -> Tensor:
+        """(B, T), True on the tokens of responses."""
+        return self.segments > 0
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,), the real tokens of each row."""
+        return (self.segments >= 0).sum(1)
 
     def to(self, device: torch.device) -> "Batch":
         return Batch(*(tensor.to(device) for tensor in vars(self).values()))
 
 
-def collate(rows: Sequence[Row], examples: Sequence[int] = ()) -> Batch:
-    """Pad rows to the longest of them."""
-    lengths = torch.tensor([len(row.token_ids) for row in rows])
-    T = int(lengths.max())
-    token_ids = torch.tensor([row.token_ids + [PAD] * (T - len(row.token_ids)) for row in rows])
-    starts = torch.tensor([row.response_start for row in rows])
-    columns = torch.arange(T)
-    response_mask = (columns >= starts[:, None]) & (columns < lengths[:, None])
-    return Batch(token_ids, response_mask, lengths, torch.tensor(examples, dtype=torch.long))
+def collate(examples: Sequence[Example], numbers: Sequence[int] = ()) -> Batch:
+    """Pad examples to the longest of them."""
+    T = max(example.num_tokens for example in examples)
+    token_ids, segments = [], []
+    for prompt, responses, _ in examples:
+        ids, segment = list(prompt), [0] * len(prompt)
+        for j, response in enumerate(responses, start=1):
+            ids += response
+            segment += [j] * len(response)
+        token_ids.append(ids + [PAD] * (T - len(ids)))
+        segments.append(segment + [-1] * (T - len(ids)))
+    return Batch(torch.tensor(token_ids), torch.tensor(segments), torch.tensor(numbers, dtype=torch.long))
+
+
+def prompt_and_own(segments: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """What makes responses that share a row strangers to each other: positions (B, T) and visible (B, T, T).
+
+    A token sees, of what stands before it, the prompt and its own response, and stands at the position that follows
+    from how many tokens it sees.  Where no row has a second response that is plain causal attention: (None, None).
+    """
+    if segments.dtype == torch.bool or segments.max() < 2:
+        return None, None
+    own = segments[:, :, None] == segments[:, None, :]
+    visible = (own | (segments == 0)[:, None, :]).tril()
+    return (visible.sum(-1) - 1) * (segments >= 0), visible  # padding stands at 0, where it harms nobody
+
+
+def predicted_from(segments: Tensor) -> Tensor:
+    """The column whose hidden state predicts each response token: the one before it, and for the first token of any
+    response the last of the prompt.  (B, T) long; meaningless outside responses."""
+    columns = torch.arange(segments.shape[1], device=segments.device)
+    last_of_prompt = (segments > 0).int().argmax(1, keepdim=True) - 1
+    goes_on = torch.nn.functional.pad(segments[:, 1:] == segments[:, :-1], (1, 0))
+    return torch.where(goes_on, columns - 1, last_of_prompt)
 
 
 class Batches:
@@ -112,17 +154,16 @@ class Batches:
     sorted_together: how many batches' worth of shuffled examples are sorted by length at a time (1: not at all).
     """
 
-    def __init__(self, examples: Sequence[tuple[Row, ...]], batch_size: int, seed: int = 0, sorted_together: int = 32):
+    def __init__(self, examples: Sequence[Example], batch_size: int, seed: int = 0, sorted_together: int = 32):
         self.examples, self.batch_size, self.seed, self.sorted_together = examples, batch_size, seed, sorted_together
-        self._lengths = torch.tensor([max(len(row.token_ids) for row in example) for example in examples])
+        self._lengths = torch.tensor([example.num_tokens for example in examples])
 
     def __len__(self) -> int:
         """Batches in one epoch; the last may be smaller, and no row is left out."""
         return -(-len(self.examples) // self.batch_size)
 
     def collate(self, numbers: Sequence[int]) -> Batch:
-        members = zip(*(self.examples[n] for n in numbers), strict=True)  # all first rows, then all second rows
-        return collate([row for member in members for row in member], numbers)
+        return collate([self.examples[n] for n in numbers], numbers)
 
     def epoch(self, epoch: int) -> list[list[int]]:
         """The example numbers of each batch of this epoch."""
@@ -140,11 +181,9 @@ class Batches:
 
 
 @torch.no_grad()
-def score_examples(score_rows: Callable[[Batch], Tensor], batches: Batches, device: torch.device) -> Tensor:
-    """Apply a function (Batch -> one number a row) to every example once: (N, k) for N examples of k rows."""
-    k = len(batches.examples[0])
-    scores = torch.zeros(len(batches.examples), k, device=device)
-    for numbers in batches.in_order():
-        batch = batches.collate(numbers).to(device)
-        scores[batch.examples] = score_rows(batch).float().view(k, -1).T
-    return scores
+def score_examples(score: Callable[[Batch], Tensor], batches: Batches, device: torch.device) -> Tensor:
+    """Apply a function (Batch of B examples -> (B, k) numbers) to every example once: (N, k)."""
+    order = batches.in_order()
+    scores = torch.cat([score(batches.collate(numbers).to(device)).float() for numbers in order])
+    back = torch.tensor([number for numbers in order for number in numbers], device=device).argsort()
+    return scores[back]

@@ -8,8 +8,8 @@ from statistics import mean
 import torch
 from torch import Tensor
 
-from minigpt.batching import Batches, score_examples, tokenize_row
-from minigpt.logprobs import exact_kl, logps_of_examples, response_logits
+from minigpt.batching import Batch, Batches, score_examples, tokenize_example
+from minigpt.logprobs import exact_kl, kl_k1, logps_of, per_token, response_logits
 from minigpt.model import MiniGPT
 from minigpt.sampling import Response, generate
 
@@ -53,17 +53,17 @@ def kl_to_reference(policy: MiniGPT, reference: MiniGPT, prompts: Sequence[str],
     `sampled` is the mean of log pi/ref; `exact` sums, over the tokens of each response, the KL of the two next-token
     distributions.  Both estimate the same number; the second has far less noise.
     """
-    rows = [(tokenize_row(prompt, response.ids, policy.max_seq_len),)
-            for prompt, response in zip(prompts, responses, strict=True)]
-    batches = Batches(rows, 128)
+    examples = [tokenize_example(prompt, [response.ids], policy.max_seq_len)
+                for prompt, response in zip(prompts, responses, strict=True)]
 
-    def exact(batch) -> Tensor:
-        kl = exact_kl(*(response_logits(m, batch.token_ids, batch.response_mask) for m in (policy, reference)))
-        return torch.zeros_like(batch.token_ids, dtype=kl.dtype).masked_scatter(batch.response_mask, kl).sum(1)
+    def both(batch: Batch) -> Tensor:
+        mask, tokens = batch.response_mask, batch.token_ids[batch.response_mask]
+        logits, ref_logits = (response_logits(m, batch.token_ids, batch.segments) for m in (policy, reference))
+        sampled = kl_k1(logps_of(logits, tokens), logps_of(ref_logits, tokens))
+        return torch.stack([per_token(kl, mask).sum(1) for kl in (sampled, exact_kl(logits, ref_logits))], 1)
 
-    sampled = logps_of_examples(policy, batches) - logps_of_examples(reference, batches)
-    return {"kl_sampled_nats_per_response": float(sampled.mean()),
-            "kl_nats_per_response": float(score_examples(exact, batches, policy.device).mean())}
+    sampled, exact = score_examples(both, Batches(examples, 128), policy.device).mean(0).tolist()
+    return {"kl_sampled_nats_per_response": sampled, "kl_nats_per_response": exact}
 
 
 def evaluate_policy(policy: MiniGPT, reference: MiniGPT, prompts: Sequence[str], samples: int, max_new_tokens: int,

@@ -1,7 +1,7 @@
 """Log-probabilities of responses, in nats, and how far apart two policies are (KL divergence).
 
-Row t of the logits predicts token t + 1: every shift by one in this library happens in this file or in
-`ppo.rollout`, and nowhere else.
+Row t of the logits predicts token t + 1: every shift by one in this library happens in
+`minigpt.batching.predicted_from` or in `ppo.rollout`, and nowhere else.
 """
 
 from collections.abc import Sequence
@@ -10,26 +10,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minigpt.batching import Batch, Batches, Text, score_examples, tokenize_row
+from minigpt.batching import Batch, Batches, Text, predicted_from, prompt_and_own, score_examples, tokenize_example
 from minigpt.model import MiniGPT
 
 
-def response_logits(model: MiniGPT, token_ids: Tensor, response_mask: Tensor) -> Tensor:
-    """Logits (N, V) that predict the N response tokens, in row order; no others are computed."""
-    hidden = model.hidden_states(token_ids)[:, :-1]
-    return model.logits(hidden[response_mask[:, 1:]]).float()
+def response_logits(model: MiniGPT, token_ids: Tensor, segments: Tensor) -> Tensor:
+    """Logits (N, V) that predict the N response tokens, in row order; no others are computed.
+
+    segments (B, T) as in `minigpt.batching`; with one response a row a bool response mask will do.
+    """
+    hidden = model.hidden_states(token_ids, *prompt_and_own(segments))
+    rows, columns = (segments > 0).nonzero(as_tuple=True)
+    return model.logits(hidden[rows, predicted_from(segments)[rows, columns]]).float()
 
 
-def token_logps(model: MiniGPT, token_ids: Tensor, response_mask: Tensor) -> Tensor:
+def token_logps(model: MiniGPT, token_ids: Tensor, segments: Tensor) -> Tensor:
     """log p(token t | tokens before t) on response tokens, 0 elsewhere: (B, T), differentiable."""
-    logits = response_logits(model, token_ids, response_mask)
-    taken = -F.cross_entropy(logits, token_ids[response_mask], reduction="none")  # (N,)
-    return torch.zeros(token_ids.shape, device=taken.device).masked_scatter(response_mask, taken)
+    return per_token(logps_of(response_logits(model, token_ids, segments), token_ids[segments > 0]), segments > 0)
+
+
+def logps_of(logits: Tensor, tokens: Tensor) -> Tensor:
+    """log softmax(logits)[token]: (N, V), (N,) -> (N,)."""
+    return -F.cross_entropy(logits, tokens, reduction="none")
+
+
+def per_token(values: Tensor, response_mask: Tensor) -> Tensor:
+    """One value for each response token, in row order, put where the token stands, 0 elsewhere: (N,) -> (B, T)."""
+    return torch.zeros(response_mask.shape, device=values.device).masked_scatter(response_mask, values)
 
 
 def response_logps(model: MiniGPT, batch: Batch) -> Tensor:
-    """Summed log-probability of each row's response, EOS included: (B,)."""
-    return token_logps(model, batch.token_ids, batch.response_mask).sum(-1)
+    """Summed log-probability of each response, EOS included: (B, k) for k responses a row."""
+    logps = token_logps(model, batch.token_ids, batch.segments)
+    return torch.stack([(logps * (batch.segments == j)).sum(1) for j in range(1, int(batch.segments.max()) + 1)], 1)
 
 
 def sequence_logps(model: MiniGPT, prompts: Sequence[str], responses: Sequence[Text], batch_size: int = 64) -> Tensor:
@@ -38,19 +51,18 @@ def sequence_logps(model: MiniGPT, prompts: Sequence[str], responses: Sequence[T
     A response is a text, or ids as `generate` returned them.  Raises ValueError if the two lists differ in length,
     if a pair does not fit into max_seq_len (a sum over half a response would be a wrong answer), or if it is empty.
     """
-    rows = []
-    for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        row = tokenize_row(prompt, response, model.max_seq_len)
-        if row.is_cut:
+    examples = [tokenize_example(prompt, [response], model.max_seq_len)
+                for prompt, response in zip(prompts, responses, strict=True)]
+    for number, example in enumerate(examples):
+        if example.is_cut:
             raise ValueError(f"row {number}: prompt and response do not fit into max_seq_len={model.max_seq_len}")
-        rows.append((row,))
-    if not rows:
+    if not examples:
         raise ValueError("prompts is empty: there is nothing to score")
-    return logps_of_examples(model, Batches(rows, batch_size))[:, 0]
+    return logps_of_examples(model, Batches(examples, batch_size))[:, 0]
 
 
 def logps_of_examples(model: MiniGPT, batches: Batches) -> Tensor:
-    """`response_logps` of every example, without a gradient: (N, k), k rows an example."""
+    """`response_logps` of every example, without a gradient: (N, k), k responses an example."""
     return score_examples(lambda batch: response_logps(model, batch), batches, model.device)
 
 

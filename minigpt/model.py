@@ -17,30 +17,25 @@ from minigpt.tokenizer import VOCAB_SIZE
 M = TypeVar("M", bound=nn.Module)
 
 
-CACHE_STEP = 16  # positions by which a full cache grows
-
-
 class KeyValueCache:
-    """Keys and values of the tokens read so far, so that a new token costs one position instead of all of them.
+    """Keys and values of the columns read so far, so that a new token costs one column instead of all of them.
 
-    Rows may have different lengths.  Row b writes at its own position and sees the keys at or before it, so prompts
-    are padded on the right as in training, and no position is ever shifted.
+    All rows of a batch are read column by column, whatever their lengths; which of the columns a row may see is for
+    the caller of `MiniGPT.hidden_states` to say.
     """
 
-    def __init__(self, model: "MiniGPT", batch_size: int):
-        shape = (model.num_layers, 2, batch_size, model.num_heads, 0, model.embed_dim // model.num_heads)
-        self.memory = torch.zeros(shape, device=model.device)
+    def __init__(self, model: "MiniGPT", batch_size: int, columns: int):
+        shape = (model.num_layers, 2, batch_size, model.num_heads, columns, model.embed_dim // model.num_heads)
+        self.memory = torch.empty(shape, device=model.device)
+        self.length = 0  # columns that have been read
 
-    def write(self, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store keys and values (B, H, t, K) at positions (B, t); return all up to the last, (B, H, S, K)."""
-        end = int(positions.max()) + 1
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the keys and values (B, H, T, K) of T new columns; return those of all columns, (B, H, S, K)."""
         if self.memory.dtype != keys.dtype:  # under autocast the projections decide
             self.memory = self.memory.to(keys.dtype)
-        if end > self.memory.shape[4]:  # in steps, since most responses end long before max_seq_len
-            self.memory = F.pad(self.memory, (0, 0, 0, end + CACHE_STEP - self.memory.shape[4]))
-        rows = torch.arange(len(positions), device=positions.device)[:, None]
-        self.memory[layer, 0][rows, :, positions] = keys.transpose(1, 2)
-        self.memory[layer, 1][rows, :, positions] = values.transpose(1, 2)
+        end = self.length + keys.shape[2]
+        self.memory[layer, 0, :, :, self.length:end] = keys
+        self.memory[layer, 1, :, :, self.length:end] = values
         return self.memory[layer, 0, :, :, :end], self.memory[layer, 1, :, :, :end]
 
     def keep(self, rows: Tensor) -> None:
@@ -55,16 +50,13 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=False)
         self.out = nn.Linear(embed_dim, embed_dim, bias=False)
 
-    def forward(self, x: Tensor, layer: int, positions: Tensor | None, cache: KeyValueCache | None) -> Tensor:
+    def forward(self, x: Tensor, layer: int, mask: Tensor | None, cache: KeyValueCache | None) -> Tensor:
         B, T, D = x.shape
         q, k, v = self.qkv(x).view(B, T, 3, self.num_heads, D // self.num_heads).unbind(2)  # each (B, T, H, K)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)                   # each (B, H, T, K)
-        if cache is None:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        else:
-            k, v = cache.write(layer, positions, k, v)                                      # (B, H, S, K)
-            visible = torch.arange(k.shape[2], device=x.device) <= positions[:, None, :, None]  # (B, 1, T, S)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+        if cache is not None:
+            k, v = cache.write(layer, k, v)                                                 # (B, H, S, K)
+        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None and T > 1)  # one query sees all keys
         return self.out(y.transpose(1, 2).reshape(B, T, D))
 
 
@@ -77,8 +69,8 @@ class Block(nn.Module):
         self.ff_in = nn.Linear(embed_dim, ff_dim)
         self.ff_out = nn.Linear(ff_dim, embed_dim)
 
-    def forward(self, x: Tensor, layer: int, positions: Tensor | None, cache: KeyValueCache | None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), layer, positions, cache)
+    def forward(self, x: Tensor, layer: int, mask: Tensor | None, cache: KeyValueCache | None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), layer, mask, cache)
         return x + self.ff_out(F.gelu(self.ff_in(self.ff_norm(x))))
 
 
@@ -125,19 +117,27 @@ class MiniGPT(nn.Module):
         """The number of weights; the tied output head is counted once."""
         return sum(p.numel() for p in self.parameters())
 
-    def hidden_states(self, token_ids: Tensor, positions: Tensor | None = None,
+    def hidden_states(self, token_ids: Tensor, positions: Tensor | None = None, visible: Tensor | None = None,
                       cache: KeyValueCache | None = None) -> Tensor:
-        """The normed last layer, (B, T) -> (B, T, D).  With a cache, `positions` (B, T) says where the tokens stand.
+        """The normed last layer, (B, T) -> (B, T, D).
 
+        Without `positions` (B, T) column t stands at position t, and without `visible` (B, T, S), True where query t
+        may see key s, each column sees those before it.  With a cache the S keys are those it holds and the T new
+        ones; new columns after the first reading then come one at a time.
         Raises ValueError if T is longer than max_seq_len.
         """
-        T = token_ids.shape[1]
-        if self.max_seq_len < T:
-            raise ValueError(f"token_ids has {T} columns, more than max_seq_len={self.max_seq_len}")
-        where = torch.arange(T, device=token_ids.device) if positions is None else positions
-        x = self.token_embedding(token_ids) + self.position_embedding(where)
+        if positions is None:
+            if self.max_seq_len < token_ids.shape[1]:
+                raise ValueError(f"token_ids has {token_ids.shape[1]} columns, more than max_seq_len={self.max_seq_len}")
+            positions = torch.arange(token_ids.shape[1], device=token_ids.device)
+        mask = None
+        if visible is not None:  # what attention adds to its scores: once here, and not again in every layer
+            mask = torch.zeros(visible.shape, device=visible.device).masked_fill(~visible, float("-inf"))[:, None]
+        x = self.token_embedding(token_ids) + self.position_embedding(positions)
         for layer, block in enumerate(self.blocks):
-            x = block(x, layer, positions, cache)
+            x = block(x, layer, mask, cache)
+        if cache is not None:
+            cache.length += token_ids.shape[1]
         return self.final_norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minigpt.batching import Batch, Row, collate
-from minigpt.logprobs import entropy, exact_kl, kl_k1, response_logits, token_logps
+from minigpt.batching import Batch, Example, collate
+from minigpt.logprobs import entropy, exact_kl, kl_k1, logps_of, per_token, response_logits
 from minigpt.model import MiniGPT
 from minigpt.sampling import sample_ids
 from minigpt.tokenizer import EOS, decode
@@ -67,13 +67,12 @@ def sample_rollout(policy: MiniGPT, reference: MiniGPT, reward: RewardModel, val
     """
     prompt_ids = [ids[:n].tolist() for ids, n in zip(prompts.token_ids, prompts.lengths, strict=True)]
     responses = sample_ids(policy, prompt_ids, max_new_tokens, generator=generator)
-    batch = collate([Row(p + r, len(p), False) for p, r in zip(prompt_ids, responses, strict=True)]).to(policy.device)
+    batch = collate([Example(p, (r,)) for p, r in zip(prompt_ids, responses, strict=True)]).to(policy.device)
     token_ids, mask = batch.token_ids, batch.response_mask
 
-    logps = token_logps(policy, token_ids, mask)
-    ref_logps = token_logps(reference, token_ids, mask)
     logits, ref_logits = response_logits(policy, token_ids, mask), response_logits(reference, token_ids, mask)
-    exact = torch.zeros_like(logps).masked_scatter(mask, exact_kl(logits, ref_logits))
+    logps, ref_logps = (per_token(logps_of(each, token_ids[mask]), mask) for each in (logits, ref_logits))
+    exact = per_token(exact_kl(logits, ref_logits), mask)
 
     last = batch.lengths - 1
     every = torch.arange(len(last), device=last.device)

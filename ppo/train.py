@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from minigpt.batching import Batches, Row, tokenize_prompt
+from minigpt.batching import Batches, Example, tokenize_example
 from minigpt.cli import option
 from minigpt.logprobs import token_logps
 from minigpt.model import MiniGPT, check_reference
@@ -84,11 +84,10 @@ def value_model_from(reward: RewardModel) -> RewardModel:
     return value_model.train()
 
 
-def prompt_examples(prompts: Sequence[str], max_seq_len: int) -> list[tuple[Row, ...]]:
+def prompt_examples(prompts: Sequence[str], max_seq_len: int) -> list[Example]:
     if not prompts:
         raise ValueError("prompts is empty: there is nothing to answer")
-    rows = [tokenize_prompt(prompt, max_seq_len) for prompt in prompts]
-    return [(Row(ids, len(ids), False),) for ids in rows]
+    return [tokenize_example(prompt, [], max_seq_len) for prompt in prompts]
 
 
 def update_on(rollout: Rollout, policy: MiniGPT, value_model: RewardModel, run: TrainingRun, config: PPOConfig

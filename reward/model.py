@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from minigpt.batching import Batch, prompt_and_own
 from minigpt.model import MiniGPT, copy_model_weights
 from minigpt.tokenizer import VOCAB_SIZE
 
@@ -52,3 +53,12 @@ class RewardModel(nn.Module):
         ends = lengths - 1 if lengths is not None else torch.full((len(hidden),), hidden.shape[1] - 1, device=hidden.device)
         last = hidden[torch.arange(len(hidden), device=hidden.device), ends]
         return self.head(last).squeeze(-1).float()
+
+    def rewards_of(self, batch: Batch) -> Tensor:
+        """The reward of every response of a batch: (B, k) for k responses a row."""
+        hidden = self.trunk.hidden_states(batch.token_ids, *prompt_and_own(batch.segments))
+        columns = torch.arange(hidden.shape[1], device=hidden.device)
+        ends = torch.stack([((batch.segments == j) * columns).argmax(1)
+                            for j in range(1, int(batch.segments.max()) + 1)], 1)                  # (B, k)
+        rows = torch.arange(len(hidden), device=hidden.device)[:, None]
+        return self.head(hidden[rows, ends]).squeeze(-1).float()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from data.examples import preference_examples
-from minigpt.batching import Batches, Text, print_count, score_examples, tokenize_row
+from minigpt.batching import Batches, Text, print_count, score_examples, tokenize_example
 from minigpt.cli import option
 from minigpt.training import EpochConfig, TrainingRun
 from reward.loss import bradley_terry_loss
@@ -35,7 +35,7 @@ def train_reward_model(model: RewardModel, rows: Sequence[Mapping], num_epochs: 
     batches = Batches(preference_examples(rows, model.max_seq_len), config.batch_size, config.seed)
     run = TrainingRun({"reward": model.train()}, config, config.num_epochs * len(batches))
     for batch in run.steps(batches, config.accumulate):
-        chosen_rewards, rejected_rewards = model(batch.token_ids, batch.lengths).chunk(2)
+        chosen_rewards, rejected_rewards = model.rewards_of(batch).unbind(1)      # (B,) each
         loss, metrics = bradley_terry_loss(chosen_rewards, rejected_rewards)
         run.update(loss, metrics)
     return model.eval(), run.history["loss"], run.history["accuracy"]
@@ -46,10 +46,11 @@ def score(model: RewardModel, prompts: Sequence[str], responses: Sequence[Text],
 
     A pair longer than max_seq_len is read up to there, and one printed line says how many were.
     """
-    rows = [tokenize_row(prompt, response, model.max_seq_len)
-            for prompt, response in zip(prompts, responses, strict=True)]
-    print_count("response cut short in", [n for n, row in enumerate(rows) if row.is_cut], len(rows), model.max_seq_len)
-    return rewards_of_examples(model, Batches([(row,) for row in rows], batch_size))[:, 0]
+    examples = [tokenize_example(prompt, [response], model.max_seq_len)
+                for prompt, response in zip(prompts, responses, strict=True)]
+    cut = [number for number, example in enumerate(examples) if example.is_cut]
+    print_count("response cut short in", cut, len(examples), model.max_seq_len)
+    return rewards_of_examples(model, Batches(examples, batch_size))[:, 0]
 
 
 def reward_margins(model: RewardModel, rows: Sequence[Mapping]) -> Tensor:
@@ -76,8 +77,8 @@ def center(model: RewardModel, prompts: Sequence[str], responses: Sequence[Text]
 
 
 def rewards_of_examples(model: RewardModel, batches: Batches) -> Tensor:
-    """The reward of every row of every example, without a gradient: (N, k), k rows an example."""
-    return score_examples(lambda batch: model(batch.token_ids, batch.lengths), batches, model.device)
+    """The reward of every response of every example, without a gradient: (N, k), k responses an example."""
+    return score_examples(model.rewards_of, batches, model.device)
 
 
 def calibration(margins: Tensor, bins: int = 5) -> list[dict[str, float]]:

@@ -35,7 +35,7 @@ def sft_train(model: MiniGPT, rows: Sequence[Mapping], num_epochs: int = 1, lr: 
     batches = Batches(sft_examples(rows, model.max_seq_len), config.batch_size, config.seed)
     run = TrainingRun({"model": model.train()}, config, config.num_epochs * len(batches))
     for batch in run.steps(batches, config.accumulate, by_tokens=True):
-        logps = token_logps(model, batch.token_ids, batch.response_mask)
+        logps = token_logps(model, batch.token_ids, batch.segments)
         loss, metrics = sft_loss(logps, batch.response_mask)
         run.update(loss, metrics)
     return model.eval(), run.history["loss"]
@@ -44,5 +44,5 @@ def sft_train(model: MiniGPT, rows: Sequence[Mapping], num_epochs: int = 1, lr: 
 def evaluate_loss(model: MiniGPT, rows: Sequence[Mapping]) -> float:
     """Mean loss over rows, in nats per response token."""
     batches = Batches(sft_examples(rows, model.max_seq_len), 128)
-    tokens = sum(len(row.token_ids) - row.response_start for (row,) in batches.examples)
+    tokens = sum(len(example.responses[0]) for example in batches.examples)
     return -float(logps_of_examples(model, batches).sum()) / tokens

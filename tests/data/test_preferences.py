@@ -6,7 +6,7 @@ import pytest
 from data import PREFERENCE_DATA, DataError, load_preferences, load_sft
 from data.preferences import SPELLINGS, check_preferences, check_sft, save_jsonl, split_by_prompt
 from minigpt import EOS
-from minigpt.batching import tokenize_row
+from minigpt.batching import tokenize_example
 
 GOOD = {"prompt": "q", "chosen": "a", "rejected": "b"}
 
@@ -28,7 +28,7 @@ def test_the_lessons_prompts_all_differ():
 def test_every_lesson_row_fits_into_128_tokens_with_its_eos():
     for row in PREFERENCE_DATA:
         for side in ("preferred", "rejected"):
-            assert tokenize_row(row["prompt"], row[side], 128).token_ids[-1] == EOS
+            assert tokenize_example(row["prompt"], [row[side]], 128).responses[0][-1] == EOS
 
 
 # --- spellings --------------------------------------------------------------------------------------------------------

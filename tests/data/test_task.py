@@ -43,7 +43,8 @@ def test_task_of_a_bad_file_raises_naming_it(tmp_path):
 
 def test_examples_come_chosen_first(make_pairs, recited):
     pairs = make_pairs(3)
-    for row, (chosen, rejected) in zip(pairs, preference_examples(pairs, 64), strict=True):
-        assert bytes(chosen.token_ids[chosen.response_start:-1]).decode() == row["chosen"]
-        assert bytes(rejected.token_ids[rejected.response_start:-1]).decode() == row["rejected"]
-    assert [len(example) for example in sft_examples(recited, 64)] == [1] * len(recited)
+    for row, example in zip(pairs, preference_examples(pairs, 64), strict=True):
+        chosen, rejected = example.responses
+        assert bytes(chosen[:-1]).decode() == row["chosen"]
+        assert bytes(rejected[:-1]).decode() == row["rejected"]
+    assert [len(example.responses) for example in sft_examples(recited, 64)] == [1] * len(recited)

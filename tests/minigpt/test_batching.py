@@ -8,46 +8,54 @@ from minigpt.batching import (
     Batches,
     NoRoomError,
     collate,
+    predicted_from,
+    prompt_and_own,
     score_examples,
+    tokenize_example,
     tokenize_examples,
     tokenize_prompt,
-    tokenize_row,
 )
 from minigpt.logprobs import sequence_logps, token_logps
 
 
 def one_row_examples(texts, max_seq_len=64):
-    return tokenize_examples([[pair] for pair in texts], max_seq_len)
+    return tokenize_examples([(prompt, [response]) for prompt, response in texts], max_seq_len)
 
 
 # --- one row ----------------------------------------------------------------------------------------------------------
 
 
+def ids_of(example):
+    return [*example.prompt, *(i for response in example.responses for i in response)]
+
+
 def test_row_is_prompt_sep_response_eos():
-    row = tokenize_row("hi", "yes", 64)
-    assert row.token_ids == [*b"hi", SEP, *b"yes", EOS]
-    assert (row.response_start, row.is_cut) == (3, False)
+    assert tokenize_example("hi", ["yes"], 64) == ([*b"hi", SEP], ([*b"yes", EOS],), False)
+
+
+def test_pair_shares_its_prompt_and_each_response_ends():
+    assert ids_of(tokenize_example("hi", ["yes", "no"], 64)) == [*b"hi", SEP, *b"yes", EOS, *b"no", EOS]
 
 
 def test_empty_prompt_begins_where_the_text_before_ended():
-    assert tokenize_row("", "yes", 64).token_ids == [EOS, *b"yes", EOS]
+    assert ids_of(tokenize_example("", ["yes"], 64)) == [EOS, *b"yes", EOS]
     assert tokenize_prompt("", 64) == [EOS]
 
 
 def test_ids_from_generate_are_used_as_they_stand():
-    assert tokenize_row("hi", [7, 250, 8], 64).token_ids == [*b"hi", SEP, 7, 250, 8]
+    assert ids_of(tokenize_example("hi", [[7, 250, 8]], 64)) == [*b"hi", SEP, 7, 250, 8]
 
 
 def test_row_that_fits_exactly_keeps_its_eos_and_one_byte_more_loses_it():
-    fits, cut = tokenize_row("ab", "xyz", 7), tokenize_row("ab", "xyz!", 7)
-    assert fits.token_ids == [*b"ab", SEP, *b"xyz", EOS] and not fits.is_cut
-    assert cut.token_ids == [*b"ab", SEP, *b"xyz!"] and cut.is_cut and EOS not in cut.token_ids
+    fits, cut = tokenize_example("ab", ["xyz"], 7), tokenize_example("ab", ["xyz!"], 7)
+    assert ids_of(fits) == [*b"ab", SEP, *b"xyz", EOS] and not fits.is_cut
+    assert ids_of(cut) == [*b"ab", SEP, *b"xyz!"] and cut.is_cut
 
 
 def test_prompt_without_room_raises_and_one_byte_less_leaves_room_for_one_token():
-    assert len(tokenize_row("a" * 6, "xyz", 8).token_ids) == 8
+    assert ids_of(tokenize_example("a" * 6, ["xyz"], 8)) == [*b"aaaaaa", SEP, ord("x")]
     with pytest.raises(NoRoomError, match=r"aaaaaaa.*max_seq_len=8.*room"):
-        tokenize_row("a" * 7, "xyz", 8)
+        tokenize_example("a" * 7, ["xyz"], 8)
 
 
 # --- many rows --------------------------------------------------------------------------------------------------------
@@ -67,21 +75,20 @@ def test_nothing_is_printed_where_every_row_fits(texts, capsys):
 
 
 def test_a_pair_is_dropped_whole_and_counts_as_one(capsys):
-    kept = tokenize_examples([[("a" * 30, "b"), ("a" * 30, "c")], [("a", "b"), ("a", "c" * 30)]], 16)
-    assert [row.is_cut for row in kept[0]] == [False, True]
+    kept = tokenize_examples([("a" * 30, ["b", "c"]), ("a", ["b", "c" * 30])], 16)
+    assert kept == [([ord("a"), SEP], ([ord("b"), EOS], [ord("c")] * 14), True)]
     printed = capsys.readouterr().out
     assert "1 of 2 rows" in printed and printed.count("\n") == 2
 
 
-@pytest.mark.parametrize(("examples", "message"), [([], "empty"), ([[("a" * 99, "b")]], "no row is left")])
+@pytest.mark.parametrize(("examples", "message"), [([], "empty"), ([("a" * 99, ["b"])], "no row is left")])
 def test_no_rows_to_train_on_raises(examples, message):
     with pytest.raises(ValueError, match=message):
         tokenize_examples(examples, 16)
 
 
 def test_mask_covers_exactly_response_and_eos(texts):
-    rows = [example[0] for example in one_row_examples(texts)]
-    batch = collate(rows, range(len(rows)))
+    batch = collate(one_row_examples(texts))
     for (prompt, response), ids, mask, length in zip(texts, batch.token_ids, batch.response_mask, batch.lengths,
                                                      strict=True):
         assert ids[mask].tolist() == [*encode(response), EOS]
@@ -91,16 +98,36 @@ def test_mask_covers_exactly_response_and_eos(texts):
 
 
 def test_mask_of_a_cut_row_covers_its_response_without_eos():
-    batch = collate([tokenize_row("ab", "x" * 99, 8), tokenize_row("ab", "y", 8)])
+    batch = collate([tokenize_example("ab", [response], 8) for response in ("x" * 99, "y")])
     assert batch.token_ids[0][batch.response_mask[0]].tolist() == list(b"xxxxx")
     assert batch.token_ids[1][batch.response_mask[1]].tolist() == [ord("y"), EOS]
 
 
-def test_pairs_are_laid_out_first_rows_first():
-    examples = tokenize_examples([[("a", "1"), ("a", "2")], [("b", "3"), ("b", "4")], [("c", "5"), ("c", "6")]], 16)
-    batch = Batches(examples, 8).collate([2, 0])
-    assert [chr(ids[mask][0]) for ids, mask in zip(batch.token_ids, batch.response_mask, strict=True)] == list("5162")
-    assert batch.examples.tolist() == [2, 0]
+def test_segments_tell_prompt_responses_and_padding_apart():
+    examples = tokenize_examples([("a", ["1", "23"]), ("b", ["4", "5"]), ("cd", ["6", "7"])], 16)
+    batch = Batches(examples, 8).collate([2, 0, 1])
+    assert batch.segments.tolist() == [[0, 0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2, 2], [0, 0, 1, 1, 2, 2, -1]]
+    assert batch.token_ids[1].tolist() == [ord("a"), SEP, ord("1"), EOS, ord("2"), ord("3"), EOS]
+    assert batch.lengths.tolist() == [7, 7, 6]
+    assert batch.examples.tolist() == [2, 0, 1]
+
+
+def test_responses_of_one_row_see_the_prompt_and_themselves_and_not_each_other():
+    positions, visible = prompt_and_own(torch.tensor([[0, 0, 1, 1, 2, 2, 2, -1]]))
+    assert positions.tolist() == [[0, 1, 2, 3, 2, 3, 4, 0]]
+    assert [row.nonzero()[:, 0].tolist() for row in visible[0, :7]] == \
+        [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 4], [0, 1, 4, 5], [0, 1, 4, 5, 6]]
+
+
+def test_first_token_of_every_response_is_predicted_from_the_end_of_the_prompt():
+    segments = torch.tensor([[0, 0, 1, 1, 2, 2, 2, -1], [0, 1, 2, 2, -1, -1, -1, -1]])
+    found = predicted_from(segments)
+    assert found[0, 2:7].tolist() == [1, 2, 1, 4, 5]
+    assert found[1, 1:4].tolist() == [0, 0, 2]
+
+
+def test_rows_of_one_response_need_no_mask():
+    assert prompt_and_own(torch.tensor([[0, 0, 1, 1, -1]])) == (None, None)
 
 
 # --- nothing that is only bookkeeping changes a number ----------------------------------------------------------------
@@ -120,19 +147,26 @@ def test_batch_size_and_order_change_no_log_prob(make_model, texts):
 
 def test_more_padding_changes_no_log_prob(make_model, texts):
     model = make_model()
-    batch = collate([example[0] for example in one_row_examples(texts)])
+    batch = collate(one_row_examples(texts))
     extra = 64 - batch.token_ids.shape[1]
     assert extra > 5
     padded = torch.nn.functional.pad(batch.token_ids, (0, extra), value=PAD)
-    mask = torch.nn.functional.pad(batch.response_mask, (0, extra))
-    torch.testing.assert_close(token_logps(model, padded, mask)[:, :-extra],
-                               token_logps(model, batch.token_ids, batch.response_mask), rtol=1e-5, atol=1e-5)
+    segments = torch.nn.functional.pad(batch.segments, (0, extra), value=-1)
+    torch.testing.assert_close(token_logps(model, padded, segments)[:, :-extra],
+                               token_logps(model, batch.token_ids, batch.segments), rtol=1e-5, atol=1e-5)
+
+
+def test_a_mask_says_the_same_as_segments_of_one_response(make_model, texts):
+    model, batch = make_model(), collate(one_row_examples(texts))
+    assert torch.equal(token_logps(model, batch.token_ids, batch.response_mask),
+                       token_logps(model, batch.token_ids, batch.segments))
 
 
 def test_scores_come_back_in_the_order_of_the_examples(texts):
-    examples = tokenize_examples([[pair, (pair[0], "z")] for pair in texts], 64)
-    lengths = score_examples(lambda batch: batch.lengths, Batches(examples, 4), torch.device("cpu"))
-    assert lengths.tolist() == [[len(row.token_ids) for row in example] for example in examples]
+    examples = tokenize_examples([(prompt, [response, "z"]) for prompt, response in texts], 64)
+    found = score_examples(lambda batch: torch.stack([batch.lengths, batch.examples], 1), Batches(examples, 4),
+                           torch.device("cpu"))
+    assert found.tolist() == [[example.num_tokens, number] for number, example in enumerate(examples)]
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from minigpt import EOS, encode, sequence_logps
-from minigpt.batching import Batches, collate, tokenize_prompt, tokenize_row
+from minigpt.batching import Batches, collate, tokenize_example, tokenize_examples, tokenize_prompt
 from minigpt.logprobs import (
     entropy,
     exact_kl,
@@ -27,7 +27,7 @@ class FreeLogits(nn.Module):
         super().__init__()
         self.free = nn.Parameter(torch.randn(rows, columns, 256))
 
-    def hidden_states(self, token_ids):
+    def hidden_states(self, token_ids, positions, visible):
         return self.free
 
     def logits(self, hidden):
@@ -46,8 +46,8 @@ def slow_logps(model, prompt, response):
 
 def test_token_log_probs_equal_a_slow_loop_over_single_tokens(make_model, texts):
     model = make_model()
-    batch = collate([tokenize_row(p, r, 64) for p, r in texts])
-    logps = token_logps(model, batch.token_ids, batch.response_mask)
+    batch = collate([tokenize_example(p, [r], 64) for p, r in texts])
+    logps = token_logps(model, batch.token_ids, batch.segments)
     assert logps.shape == batch.token_ids.shape
     assert (logps[~batch.response_mask] == 0).all()
     for (prompt, response), row, mask in zip(texts, logps, batch.response_mask, strict=True):
@@ -77,10 +77,39 @@ def test_probabilities_of_all_one_token_responses_sum_to_one(make_model):
 
 def test_log_probs_of_pairs_keep_first_and_second_apart(make_model):
     model = make_model()
-    pairs = [tuple(tokenize_row("q", r, 64) for r in pair) for pair in (("a", "bcd"), ("efghi", "j"), ("k", "l"))]
+    pairs = tokenize_examples([("q", pair) for pair in (("a", "bcd"), ("efghi", "j"), ("k", "l"))], 64)
     expected = torch.stack([sequence_logps(model, ["q", "q"], pair) for pair in (("a", "bcd"), ("efghi", "j"),
                                                                                ("k", "l"))])
     torch.testing.assert_close(logps_of_examples(model, Batches(pairs, 2)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_responses_that_share_a_row_score_as_if_each_stood_alone(make_model, texts):
+    model = make_model()
+    examples = tokenize_examples([(prompt, (response, "z" + response, "b")) for prompt, response in texts], 64)
+    expected = torch.stack([sequence_logps(model, [p] * 3, (r, "z" + r, "b")) for p, r in texts])
+    assert expected.std() > 1
+    for batch_size in (1, 7):
+        torch.testing.assert_close(logps_of_examples(model, Batches(examples, batch_size)), expected, rtol=1e-5, atol=2e-5)
+
+
+def test_a_pair_may_be_longer_than_max_seq_len_where_each_response_fits(make_model):
+    model = make_model()
+    pair = ("a" * 40, "b" * 40)
+    examples = tokenize_examples([("q" * 20, pair), ("q" * 5, ("x", "y"))], 64)
+    expected = sequence_logps(model, ["q" * 20] * 2, pair)
+    torch.testing.assert_close(logps_of_examples(model, Batches(examples, 2))[0], expected, rtol=1e-5, atol=2e-5)
+
+
+def test_gradient_of_a_pair_equals_that_of_its_two_rows(make_model):
+    model, pair = make_model(), ("is it so?", ("yes, it is", "no"))
+    gradients = []
+    for examples in ([pair], [(pair[0], [response]) for response in pair[1]]):
+        model.zero_grad()
+        logps = response_logps(model, collate(tokenize_examples(examples, 64))).flatten()
+        (2 * logps[0] - 3 * logps[1]).backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for together, apart in zip(*gradients, strict=True):
+        torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("prompts", "responses", "message"), [
@@ -92,7 +121,7 @@ def test_what_cannot_be_scored_raises(make_model, prompts, responses, message):
 
 
 def test_gradient_reaches_exactly_the_logits_that_predict_response_tokens(texts):
-    batch = collate([tokenize_row(p, r, 64) for p, r in texts])
+    batch = collate([tokenize_example(p, [r], 64) for p, r in texts])
     stub = FreeLogits(*batch.token_ids.shape)
     response_logps(stub, batch).sum().backward()
     predicts = torch.zeros_like(batch.response_mask)
@@ -107,8 +136,8 @@ def test_gradient_reaches_exactly_the_logits_that_predict_response_tokens(texts)
 
 def test_response_logits_are_the_models_own_at_the_place_before_each_token(make_model, texts):
     model = make_model()
-    batch = collate([tokenize_row(p, r, 64) for p, r in texts])
-    torch.testing.assert_close(response_logits(model, batch.token_ids, batch.response_mask),
+    batch = collate([tokenize_example(p, [r], 64) for p, r in texts])
+    torch.testing.assert_close(response_logits(model, batch.token_ids, batch.segments),
                                model(batch.token_ids)[:, :-1][batch.response_mask[:, 1:]])
 
 

@@ -69,9 +69,9 @@ def test_heads_that_do_not_divide_the_width_raise():
 def test_reading_token_by_token_through_the_cache_equals_reading_at_once(make_model):
     model = make_model()
     ids = torch.randint(0, 256, (3, 40))
-    cache = KeyValueCache(model, 3)
-    first = model.hidden_states(ids[:, :5], torch.arange(5).expand(3, -1), cache)
-    rest = [model.hidden_states(ids[:, t:t + 1], torch.full((3, 1), t), cache) for t in range(5, 40)]
+    cache = KeyValueCache(model, 3, 40)
+    first = model.hidden_states(ids[:, :5], cache=cache)
+    rest = [model.hidden_states(ids[:, t:t + 1], torch.full((3, 1), t), cache=cache) for t in range(5, 40)]
     torch.testing.assert_close(torch.cat([first, *rest], 1), model.hidden_states(ids), rtol=1e-4, atol=1e-4)
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from minigpt import EOS, decode, encode
+from minigpt import EOS, SEP, decode, encode
 from minigpt.batching import Batches
 from minigpt.logprobs import exact_kl
 from ppo.rollout import sample_rollout
@@ -124,5 +124,4 @@ def test_value_model_starts_as_a_copy_of_the_reward_model(make_reward, weights_e
 
 
 def test_prompts_are_rows_without_a_response():
-    (row,), = prompt_examples(["hi"], 64)
-    assert row.response_start == len(row.token_ids) == len(encode("hi")) + 1
+    assert prompt_examples(["hi"], 64) == [([*encode("hi"), SEP], (), False)]

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from minigpt import EOS, PAD, encode
-from minigpt.batching import collate, tokenize_row
+from minigpt.batching import collate, tokenize_example, tokenize_examples
 from minigpt.model import MiniGPT
 from reward import RewardModel, score
 from reward.train import center
@@ -14,22 +14,31 @@ def test_default_model_is_the_default_trunk_and_a_head():
 
 def test_score_is_read_at_the_last_real_token(make_reward, texts):
     model = make_reward()
-    rows = [tokenize_row(p, r, 64) for p, r in texts]
-    batch = collate(rows)
+    examples = [tokenize_example(p, [r], 64) for p, r in texts]
+    batch = collate(examples)
     together = model(batch.token_ids, batch.lengths)
     assert together.shape == (len(texts),) and together.std() > 0.1
-    for row, reward in zip(rows, together, strict=True):
-        assert row.token_ids[-1] == EOS
-        alone = model(torch.tensor([row.token_ids]))  # no padding at all
+    torch.testing.assert_close(model.rewards_of(batch)[:, 0], together, rtol=1e-5, atol=1e-5)
+    for example, reward in zip(examples, together, strict=True):
+        ids = example.prompt + example.responses[0]
+        assert ids[-1] == EOS
+        alone = model(torch.tensor([ids]))  # no padding at all
         torch.testing.assert_close(alone[0], reward, rtol=1e-5, atol=1e-5)
-        by_hand = model.head(model.trunk.hidden_states(torch.tensor([row.token_ids]))[0, -1])[0]
+        by_hand = model.head(model.trunk.hidden_states(torch.tensor([ids]))[0, -1])[0]
         torch.testing.assert_close(by_hand, reward, rtol=1e-5, atol=1e-5)
+
+
+def test_responses_that_share_a_row_are_scored_as_if_each_stood_alone(make_reward, texts):
+    model = make_reward()
+    batch = collate(tokenize_examples([(p, [r, "z" + r]) for p, r in texts], 64))
+    expected = torch.stack([score(model, [p] * 2, [r, "z" + r]) for p, r in texts])
+    torch.testing.assert_close(model.rewards_of(batch), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("padding", [PAD, EOS, 65])
 def test_what_stands_right_of_the_last_real_token_changes_nothing(make_reward, texts, padding):
     model = make_reward()
-    batch = collate([tokenize_row(p, r, 64) for p, r in texts])
+    batch = collate([tokenize_example(p, [r], 64) for p, r in texts])
     longer = torch.nn.functional.pad(batch.token_ids, (0, 7), value=padding)
     torch.testing.assert_close(model(longer, batch.lengths), model(batch.token_ids, batch.lengths), rtol=1e-5,
                                atol=1e-5)

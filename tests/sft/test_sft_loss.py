@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from minigpt import MiniGPT
-from minigpt.batching import collate, tokenize_row
+from minigpt.batching import collate, tokenize_example
 from minigpt.logprobs import token_logps
 from sft import sft_loss
 
@@ -22,8 +22,8 @@ def test_loss_is_the_mean_over_response_tokens_by_hand():
 
 def test_loss_equals_cross_entropy_with_prompt_and_padding_ignored(make_model, texts):
     model = make_model()
-    batch = collate([tokenize_row(p, r, 64) for p, r in texts])
-    loss, _ = sft_loss(token_logps(model, batch.token_ids, batch.response_mask), batch.response_mask)
+    batch = collate([tokenize_example(p, [r], 64) for p, r in texts])
+    loss, _ = sft_loss(token_logps(model, batch.token_ids, batch.segments), batch.response_mask)
     labels = batch.token_ids.masked_fill(~batch.response_mask, -100)[:, 1:]
     by_hand = F.cross_entropy(model(batch.token_ids)[:, :-1].flatten(0, 1), labels.flatten())
     torch.testing.assert_close(loss, by_hand)
@@ -47,8 +47,8 @@ def test_what_stands_outside_the_mask_changes_neither_loss_nor_gradient():
 
 def test_untrained_loss_is_near_ln_256(texts):
     model = MiniGPT()
-    batch = collate([tokenize_row(p, r, 128) for p, r in texts])
-    loss, _ = sft_loss(token_logps(model, batch.token_ids, batch.response_mask), batch.response_mask)
+    batch = collate([tokenize_example(p, [r], 128) for p, r in texts])
+    loss, _ = sft_loss(token_logps(model, batch.token_ids, batch.segments), batch.response_mask)
     assert abs(float(loss.detach()) - math.log(256)) < 0.05
 
 
