@@ -92,7 +92,7 @@ EVASIVE = ("I would rather not say.", "Nobody can know that.", "That depends on 
 CORES = {"plain": "It is {}.", "one word": "{}.", "sentence": "The answer is {}."}
 
 HIDDEN_WORDINGS = 2  # of the eight ways to ask a question
-EDITED_SHARE = 0.5  # of the pairs, in which one answer is the other but for one respect
+EDITED_SHARE = 0.75  # of the pairs, in which one answer is the other but for one respect
 
 POLITE_WORDS = frozenset(["happy", "welcome", "glad", "please", "thanks", "thank"])
 RUDE_WORDS = frozenset(["duh", "fool", "bothering", "stupid", "idiot"])
@@ -148,7 +148,7 @@ class WorldConfig:
 
     plain_rows: int = option(12000, "paragraphs of plain text for the base model")
     sft_rows: int = option(12000, "demonstrations")
-    preference_rows: int = option(12000, "preference pairs to train on")
+    preference_rows: int = option(16000, "preference pairs to train on")
     heldout_rows: int = option(1500, "held-out preference pairs")
     temperature: float = option(0.35, "of the annotators: 0.1 is nearly always right, 10 nearly a coin")
     label_noise: float = option(0.0, "share of the training labels that are turned round (1: all)")
@@ -221,7 +221,7 @@ class World:
         return self.write_answer(prompt, self.sample_style(rng), rng)
 
     def two_answers(self, prompt: Prompt, rng: random.Random) -> tuple[str, str]:
-        """Two different answers for an annotator to compare: independent ones, or, as often, one and its edit."""
+        """Two different answers for an annotator to compare: mostly one and its edit, else two independent ones."""
         while True:
             style, wording = self.sample_style(rng), rng.random()
             first = self.write_answer(prompt, style, random.Random(wording))

@@ -6,11 +6,11 @@ prompts.  Everything goes into --out: report.md, report.html, results.json, figu
 """
 
 import json
-import subprocess
-import sys
+import multiprocessing
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from statistics import mean
 from typing import Any, ClassVar
@@ -31,6 +31,8 @@ from minigpt.sampling import Response, generate
 from minigpt.training import read_history
 from reward.model import RewardModel
 from reward.train import evaluate_reward_accuracy, score
+
+STAGES = ("sft", "reward", "ppo", "dpo")
 
 
 @dataclass
@@ -65,17 +67,35 @@ class Answers:
         return [response.text for response in self.responses]
 
 
+def fresh_processes() -> multiprocessing.context.BaseContext:
+    """Processes that begin empty but for the imports, which a server makes once where the system can fork."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([f"{stage}.main" for stage in STAGES])
+    return context
+
+
+def run_command(stage: str, argv: Sequence[str]) -> None:
+    import_module(f"{stage}.main").main(argv)
+
+
 def run_stage(stage: str, config: CompareConfig, world_flags: Sequence[str], *flags: str) -> dict[str, float]:
     """Run `python -m <stage>.main` into a folder of its own; the figures of its report."""
     out = f"{config.out}/{stage}"
-    command = [sys.executable, "-m", f"{stage}.main", "--out", out, "--seed", str(config.seed), "--device", config.device,
-               "--samples", str(config.samples), "--max-new-tokens", str(config.max_new_tokens), *world_flags, *flags]
+    argv = ["--out", out, "--seed", str(config.seed), "--device", config.device, "--samples", str(config.samples),
+            "--max-new-tokens", str(config.max_new_tokens), *world_flags, *flags]
     for name in ("quick", "resume"):
-        command += [f"--{name}"] * getattr(config, name)
+        argv += [f"--{name}"] * getattr(config, name)
     if config.data is not None:
-        command += ["--data", config.data]
-    print(f"\n=== {stage}: {' '.join(command[1:])}", flush=True)
-    subprocess.run(command, check=True)
+        argv += ["--data", config.data]
+    print(f"\n=== python -m {stage}.main {' '.join(argv)}", flush=True)
+    process = fresh_processes().Process(target=run_command, args=(stage, argv))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"{stage}.main stopped with exit code {process.exitcode}; what went before is kept: mend the cause "
+                         "and add --resume")
     return json.loads((Path(out) / "summary.json").read_text(encoding="utf-8"))
 
 

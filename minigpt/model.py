@@ -56,7 +56,10 @@ class Attention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)                   # each (B, H, T, K)
         if cache is not None:
             k, v = cache.write(layer, k, v)                                                 # (B, H, S, K)
-        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None and T > 1)  # one query sees all keys
+        if x.device.type == "cpu":  # where attention in bfloat16 is slower than in float32 (its gradient six times)
+            q, k, v = q.float(), k.float(), v.float()
+        with torch.autocast("cpu", enabled=False):
+            y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None and T > 1)  # one query sees all keys
         return self.out(y.transpose(1, 2).reshape(B, T, D))
 
 

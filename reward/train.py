@@ -19,9 +19,12 @@ class RewardConfig(EpochConfig):
     """The recipe of `python -m reward.main`."""
 
     num_epochs: int = option(2, "passes over the pairs")
-    lr: float = option(3e-4, "peak learning rate")
+    lr: float = option(2e-4, "peak learning rate")
+    warmup: float = option(0.1, "share of the steps in which the learning rate rises from 0")
     batch_size: int = option(8, "pairs in one optimizer step")
     weight_decay: float = option(0.1, "AdamW's pull of matrices towards zero")
+    precision: str = option("auto", "arithmetic of the matrix products (auto: bfloat16 where the processor has it)",
+                            choices=("auto", "float32", "bfloat16"))
 
 
 def train_reward_model(model: RewardModel, rows: Sequence[Mapping], num_epochs: int = 10, lr: float = 1e-4,

@@ -97,7 +97,8 @@ def test_same_seed_same_bits(make_pairs, small, weights_equal):
 
 
 def test_accumulated_gradients_give_the_weights_of_the_whole_batch(make_pairs, small):
-    models = [train_reward_model(fresh(small), make_pairs(30), 1, 1e-4, batch_size=10, accumulate=parts)[0]
+    models = [train_reward_model(fresh(small), make_pairs(30), 1, 1e-4, batch_size=10, accumulate=parts,
+                                 precision="float32")[0]
               for parts in (1, 3)]
     # These two move all rewards alike: their gradient is 0 but for rounding, which Adam enlarges.
     shifts = ("head.bias", "trunk.final_norm.bias")
@@ -116,7 +117,7 @@ def test_resumed_reward_training_repeats_the_unbroken_run_bit_for_bit(make_pairs
 def test_first_logged_loss_is_that_of_the_fresh_model(make_pairs, small, tmp_path):
     rows, model = make_pairs(16), fresh(small)
     margins = reward_margins(model, rows)
-    train_reward_model(model, rows, 1, batch_size=16, out=str(tmp_path))
+    train_reward_model(model, rows, 1, batch_size=16, precision="float32", out=str(tmp_path))
     history = read_history(tmp_path)
     assert history["loss"][0] == pytest.approx(float(-torch.nn.functional.logsigmoid(margins).mean()), abs=1e-5)
     assert history["margin"][0] == pytest.approx(float(margins.mean()), abs=1e-5)
