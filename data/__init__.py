@@ -1,7 +1,8 @@
 """Preference records and files, the lesson's own rows, and the little world whose true reward is known."""
 
+from data.files import DataError
 from data.lesson_rows import PREFERENCE_DATA
-from data.preferences import DataError, load_preferences, load_sft
+from data.preferences import load_preferences, load_sft
 from data.world import World, WorldConfig
 
 __all__ = ["PREFERENCE_DATA", "DataError", "World", "WorldConfig", "load_preferences", "load_sft"]

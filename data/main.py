@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.preferences import save_jsonl
+from data.files import save_jsonl
 from data.world import World, WorldConfig
 from minigpt.cli import option, parse
 

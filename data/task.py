@@ -3,16 +3,33 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from data.preferences import Record, load_preferences, load_sft, split_by_prompt
+from data.preferences import WHAT_GIVES_WAY, Record, load_preferences, load_sft, make_fit, split_by_prompt
 from data.world import World, WorldConfig
+from minigpt.checkpoint import load_checkpoint
+from minigpt.cli import UserError, option
 
 HELDOUT_SHARE = 0.2  # of the prompts of one's own file
 
 
 @dataclass
-class Task:
-    """Training and held-out rows and prompts; no prompt stands on both sides.  `world` is None for a file."""
+class RowsConfig:
+    """Where the rows come from, and how long they may be."""
 
+    data: str | None = option(None, "your own rows, .jsonl, .json or .csv (without it: the little world of data/world.py)")
+    max_seq_len: int | None = option(None, "longest row, prompt and one response, in bytes and two marks (without it: that "
+                                           "of --init, else 128 in the world and 256 for a file)")
+    long_rows: str = option("prompt", "what gives way in a longer row of --data: the prompt's beginning, the response's end "
+                                      "(and with it its EOS), or the row", choices=WHAT_GIVES_WAY)
+
+
+@dataclass
+class Task:
+    """Training and held-out rows and prompts, none longer than max_seq_len and no prompt on both sides.
+
+    `world` is None for a file.
+    """
+
+    max_seq_len: int
     sft_rows: list[Record]
     heldout_sft_rows: list[Record]
     preferences: list[Record]
@@ -40,21 +57,34 @@ class Task:
         return self.world.measure(prompts, texts) if self.world else {}
 
 
-def load_task(path: str | None, world_config: WorldConfig, seed: int, demonstrations: bool = False) -> Task:
-    """The task of a JSONL file (of demonstrations, or of preferences), or of the world if path is None.
+def load_task(config: RowsConfig, world_config: WorldConfig, seed: int, init: str | None = None,
+              demonstrations: bool = False) -> Task:
+    """The task of a file (of demonstrations, or of preferences), or of the world if there is none.
 
-    Raises DataError if the file cannot be used.
+    init: the checkpoint that will be trained on it, whose own max_seq_len no row may pass.
+    Raises DataError if the file cannot be used, UserError if max_seq_len is more than the checkpoint's.
     """
+    path, max_seq_len = config.data, row_length(config, init)
     if path is None:
         world = World(world_config, seed)
-        return Task(world.sft_rows, world.heldout_sft_rows, world.preferences, world.heldout_preferences,
+        return Task(max_seq_len, world.sft_rows, world.heldout_sft_rows, world.preferences, world.heldout_preferences,
                     world.plain_text, world.heldout_plain_text, world)
     rows = load_sft(path) if demonstrations else load_preferences(path)
-    train, heldout = split_by_prompt(rows, HELDOUT_SHARE, seed)
+    train, heldout = split_by_prompt(make_fit(rows, max_seq_len, config.long_rows), HELDOUT_SHARE, seed)
     print(f"{path}: {len(train)} rows to train on, {len(heldout)} held out, no prompt on both sides")
     if demonstrations:
-        return Task(train, heldout, [], [])
-    return Task(_chosen(train), _chosen(heldout), train, heldout)
+        return Task(max_seq_len, train, heldout, [], [])
+    return Task(max_seq_len, _chosen(train), _chosen(heldout), train, heldout)
+
+
+def row_length(config: RowsConfig, init: str | None) -> int:
+    """The longest row: as asked for, else as long as the model to start from can read, else by where the rows are from."""
+    if init is None:
+        return config.max_seq_len or (128 if config.data is None else 256)
+    longest = load_checkpoint(init).max_seq_len
+    if (config.max_seq_len or 0) > longest:
+        raise UserError(f"--max-seq-len {config.max_seq_len} is more than the {longest} that --init {init} was made for")
+    return config.max_seq_len or longest
 
 
 def _chosen(rows: Sequence[Record]) -> list[Record]:

@@ -144,8 +144,9 @@ WORD = re.compile(r"[^\W_]+")
 class WorldConfig:
     """How much data there is, and what the annotators are like."""
 
-    QUICK: ClassVar[dict] = {"plain_rows": 300, "sft_rows": 3600, "preference_rows": 600, "heldout_rows": 300}
+    QUICK: ClassVar[dict] = {"facts": 8, "plain_rows": 1800, "sft_rows": 3800, "preference_rows": 800, "heldout_rows": 300}
 
+    facts: int = option(42, "facts that are asked about; fewer are learned sooner")
     plain_rows: int = option(12000, "paragraphs of plain text for the base model")
     sft_rows: int = option(12000, "demonstrations")
     preference_rows: int = option(16000, "preference pairs to train on")
@@ -170,9 +171,12 @@ class World:
             raise ValueError(f"label_noise={self.config.label_noise} is a share: between 0 and 1")
         if self.config.temperature <= 0:
             raise ValueError(f"temperature={self.config.temperature} must be above 0")
-        self.questions = all_questions()
-        self._answers = {family: {q.answer for q in self.questions if q.family == family}
-                         for family in dict.fromkeys(q.family for q in self.questions)}
+        known = all_questions()
+        if not 1 <= self.config.facts <= len(known):
+            raise ValueError(f"facts={self.config.facts} must be between 1 and {len(known)}")
+        self.questions = [known[i * len(known) // self.config.facts] for i in range(self.config.facts)]  # of all families
+        self._answers = {family: {q.answer for q in known if q.family == family}
+                         for family in dict.fromkeys(q.family for q in known)}
         self._by_text = {p.text: p for q in self.questions for p in prompts_of(q)}
         rng, self._open, self._heldout = self._rng("split"), [], []
         for question in self.questions:

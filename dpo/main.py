@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data.lesson_rows import PREFERENCE_DATA
-from data.task import Task, load_task
+from data.task import RowsConfig, Task, load_task
 from data.world import WorldConfig
 from dpo.evaluate import evaluate_preference_accuracy, implicit_rewards
 from dpo.train import DPOConfig, dpo_train
@@ -20,14 +20,12 @@ from minigpt.cli import (
     parse,
     peak_memory_mb,
     report,
-    show_before_and_after,
     write_config,
     write_json,
 )
-from minigpt.evaluation import evaluate_policy
+from minigpt.evaluation import evaluate_policy, show_before_and_after
 from minigpt.model import MiniGPT, copy_model_weights
 from minigpt.plots import save_curves
-from minigpt.sampling import generate
 from sft.main import starting_point
 
 __all__ = ["PREFERENCE_DATA", "MiniGPT", "copy_model_weights", "dpo_train", "evaluate_preference_accuracy", "main"]
@@ -77,10 +75,10 @@ def beta_sweep(reference: MiniGPT, task: Task, command: CommandConfig, config: D
 
 def main(argv: Sequence[str] | None = None) -> None:
     started = time.perf_counter()
-    command, config, world_config, sweep = parse(__doc__, argv, CommandConfig, DPOConfig, WorldConfig, SweepConfig,
-                                                 out="runs/dpo")
-    write_config(config.out, command, config, world_config)
-    task = load_task(command.data, world_config, config.seed)
+    command, rows, config, world_config, sweep = parse(__doc__, argv, CommandConfig, RowsConfig, DPOConfig, WorldConfig,
+                                                       SweepConfig, out="runs/dpo")
+    write_config(config.out, command, rows, config, world_config)
+    task = load_task(rows, world_config, config.seed, command.init)
     reference = starting_point(task, command, config)
 
     policy, losses, margins = make_dpo_policy(reference, task, config)
@@ -96,9 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     report("DPO: held-out pairs and prompts", summary, config.out)
     if sweep.sweep:
         show_sweep(beta_sweep(reference, task, command, config), config.out)
-    fixed = task.heldout_prompts[:4]
-    show_before_and_after(fixed, *([r.text for r in generate(m, fixed, command.max_new_tokens, greedy=True)]
-                                   for m in (reference, policy)))
+    show_before_and_after(reference, policy, task.heldout_prompts[:4], command.max_new_tokens)
     save_curves(Path(config.out) / "curves.png", {"loss": losses, "margin": margins},
                 {"DPO loss": ["loss"], "margin": ["margin"]})
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from data.examples import preference_examples
 from dpo.loss import dpo_loss
@@ -16,10 +17,12 @@ from minigpt.training import EpochConfig, TrainingRun
 class DPOConfig(EpochConfig):
     """The recipe of `python -m dpo.main`."""
 
+    QUICK: ClassVar[dict] = {"lr": 3e-5, "batch_size": 8}
+
     num_epochs: int = option(1, "passes over the pairs")
     lr: float = option(1e-4, "peak learning rate")
-    batch_size: int = option(16, "pairs in one optimizer step")
-    beta: float = option(1.5, "strength of the pull to the reference; a lower beta lets the policy go further")
+    batch_size: int = option(32, "pairs in one optimizer step")
+    beta: float = option(2.0, "strength of the pull to the reference; a lower beta lets the policy go further")
 
 
 def dpo_train(policy: MiniGPT, reference: MiniGPT, rows: Sequence[Mapping], num_epochs: int = 5, lr: float = 5e-5,

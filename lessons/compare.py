@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from tqdm import tqdm
 
-from data.task import Task, load_task
+from data.task import RowsConfig, Task, load_task
 from data.world import WorldConfig
 from dpo.evaluate import evaluate_preference_accuracy
 from lessons.limit import Frontier, best_of_n_kl
@@ -37,9 +37,8 @@ STAGES = ("sft", "reward", "ppo", "dpo")
 
 @dataclass
 class CompareConfig:
-    QUICK: ClassVar[dict] = {"pool": 32, "samples": 2, "max_new_tokens": 64}
+    QUICK: ClassVar[dict] = {"pool": 64, "samples": 4, "max_new_tokens": 64}
 
-    data: str | None = option(None, "your own JSONL preferences (without it: the little world)")
     out: str = option("runs/compare", "folder for the report and the stages")
     seed: int = option(0, "of everything")
     device: str = option("cpu", "cpu, cuda or mps")
@@ -72,7 +71,7 @@ def fresh_processes() -> multiprocessing.context.BaseContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([f"{stage}.main" for stage in STAGES])
+    context.set_forkserver_preload([*(f"{stage}.main" for stage in STAGES), "matplotlib.pyplot"])  # the last if it is there
     return context
 
 
@@ -80,15 +79,13 @@ def run_command(stage: str, argv: Sequence[str]) -> None:
     import_module(f"{stage}.main").main(argv)
 
 
-def run_stage(stage: str, config: CompareConfig, world_flags: Sequence[str], *flags: str) -> dict[str, float]:
+def run_stage(stage: str, config: CompareConfig, data_flags: Sequence[str], *flags: str) -> dict[str, float]:
     """Run `python -m <stage>.main` into a folder of its own; the figures of its report."""
     out = f"{config.out}/{stage}"
     argv = ["--out", out, "--seed", str(config.seed), "--device", config.device, "--samples", str(config.samples),
-            "--max-new-tokens", str(config.max_new_tokens), *world_flags, *flags]
+            "--max-new-tokens", str(config.max_new_tokens), *data_flags, *flags]
     for name in ("quick", "resume"):
         argv += [f"--{name}"] * getattr(config, name)
-    if config.data is not None:
-        argv += ["--data", config.data]
     print(f"\n=== python -m {stage}.main {' '.join(argv)}", flush=True)
     process = fresh_processes().Process(target=run_command, args=(stage, argv))
     process.start()
@@ -99,15 +96,21 @@ def run_stage(stage: str, config: CompareConfig, world_flags: Sequence[str], *fl
     return json.loads((Path(out) / "summary.json").read_text(encoding="utf-8"))
 
 
-def run_stages(config: CompareConfig, world_config: WorldConfig) -> dict[str, dict[str, float]]:
+def as_flags(settings: dict[str, Any]) -> list[str]:
+    """The command-line options that say the same; a setting of None is left out."""
+    return [part for name, value in settings.items() if value is not None
+            for part in ("--" + name.replace("_", "-"), str(value))]
+
+
+def run_stages(config: CompareConfig, rows_config: RowsConfig, world_config: WorldConfig) -> dict[str, dict[str, float]]:
     """SFT, then both roads from it; the summary of each stage by its name."""
-    world = [part for name, value in vars(world_config).items() for part in ("--" + name.replace("_", "-"), str(value))]
+    data = as_flags({**vars(rows_config), **vars(world_config)})
     sft_model, reward_model = f"{config.out}/sft/model.pt", f"{config.out}/reward/model.pt"
     return {
-        "sft": run_stage("sft", config, world),
-        "reward": run_stage("reward", config, world, "--init", sft_model),
-        "ppo": run_stage("ppo", config, world, "--init", sft_model, "--reward", reward_model),
-        "dpo": run_stage("dpo", config, world, "--init", sft_model, *["--sweep"] * config.sweep),
+        "sft": run_stage("sft", config, data),
+        "reward": run_stage("reward", config, data, "--init", sft_model),
+        "ppo": run_stage("ppo", config, data, "--init", sft_model, "--reward", reward_model),
+        "dpo": run_stage("dpo", config, data, "--init", sft_model, *["--sweep"] * config.sweep),
     }
 
 
@@ -198,12 +201,12 @@ def add_costs(rows: Sequence[Answers], stages: dict[str, dict[str, float]]) -> N
 
 def main(argv: Sequence[str] | None = None) -> None:
     started = time.perf_counter()
-    config, world_config = parse(__doc__, argv, CompareConfig, WorldConfig)
+    config, rows_config, world_config = parse(__doc__, argv, CompareConfig, RowsConfig, WorldConfig)
     if config.pool < config.best_of * config.samples:
         raise ValueError(f"--pool {config.pool} is too small for {config.samples} times the best of {config.best_of}")
-    write_config(config.out, config, world_config)
-    task = load_task(config.data, world_config, config.seed)
-    stages = run_stages(config, world_config)
+    write_config(config.out, config, rows_config, world_config)
+    task = load_task(rows_config, world_config, config.seed)
+    stages = run_stages(config, rows_config, world_config)
     models = {name: load_checkpoint(f"{config.out}/{name}/model.pt").to(check_device(config.device)) for name in stages}
     print("\n=== all of them on the same held-out prompts", flush=True)
     rows, frontier = measure(task, models, config)

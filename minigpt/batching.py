@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from minigpt.cli import UserError
 from minigpt.tokenizer import EOS, PAD, SEP, encode
 
 Text = str | list[int]  # a response: its text, or the very ids that a model generated
@@ -31,7 +32,7 @@ class Example(NamedTuple):
         return len(self.prompt) + sum(map(len, self.responses))
 
 
-class NoRoomError(ValueError):
+class NoRoomError(UserError):
     """The prompt alone fills max_seq_len, so there is no room for a response."""
 
 

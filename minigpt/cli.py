@@ -12,6 +12,10 @@ from typing import Any, ClassVar, get_args, get_type_hints
 import torch
 
 
+class UserError(ValueError):
+    """What the user of a command can mend: the message says what to change, and a command ends with it alone."""
+
+
 def option(default: Any, help: str, choices: tuple | None = None) -> Any:
     """A dataclass field that is also a command-line option with this help text."""
     return field(default=default, metadata={"help": help, "choices": choices})
@@ -21,15 +25,13 @@ def option(default: Any, help: str, choices: tuple | None = None) -> Any:
 class CommandConfig:
     """What every command can be told besides the settings of its training."""
 
-    QUICK: ClassVar[dict] = {"samples": 2, "max_new_tokens": 64}
+    QUICK: ClassVar[dict] = {"samples": 4, "max_new_tokens": 64}
 
-    data: str | None = option(None, "your own JSONL rows (without it: the little world of data/world.py)")
     init: str | None = option(None, "checkpoint to start from (without it the command trains its own SFT model)")
     device: str = option("cpu", "cpu, cuda or mps")
     quick: bool = option(False, "a run of seconds, to see that everything works")
     samples: int = option(8, "responses sampled for each held-out prompt in the report")
     max_new_tokens: int = option(96, "longest response that is sampled, in tokens")
-    max_seq_len: int = option(128, "longest row, prompt and response together, in tokens (for a new model)")
 
 
 def parse(description: str, argv: Sequence[str] | None, *configs: type, **defaults: Any) -> list[Any]:
@@ -84,13 +86,6 @@ def report(title: str, summary: dict[str, Any], out: str) -> None:
             print(f"  {name:<42} {value:.4f}" if isinstance(value, float) else f"  {name:<42} {value}")
 
 
-def show_before_and_after(prompts: Sequence[str], before: Sequence[str], after: Sequence[str]) -> None:
-    """The end of every report: the same prompts answered by the model it started from and the one it made."""
-    print("\nThe most likely answer, before and after")
-    for prompt, old, new in zip(prompts, before, after, strict=True):
-        print(f"  {prompt}\n    before: {old!r}\n    after:  {new!r}")
-
-
 def peak_memory_mb() -> float:
     """The most memory this process has held, in MB (Linux and macOS; nan where the system does not say)."""
     try:
@@ -102,8 +97,8 @@ def peak_memory_mb() -> float:
 
 
 def check_device(name: str) -> torch.device:
-    """The device of that name.  Raises ValueError if this machine has none."""
+    """The device of that name.  Raises UserError if this machine has none."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(name.split(":")[0], False):
-        raise ValueError(f"--device {name}: this machine offers {', '.join(k for k, v in available.items() if v)}")
+        raise UserError(f"--device {name}: this machine offers {', '.join(k for k, v in available.items() if v)}")
     return torch.device(name)

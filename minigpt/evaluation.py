@@ -77,6 +77,14 @@ def evaluate_policy(policy: MiniGPT, reference: MiniGPT, prompts: Sequence[str],
     return figures
 
 
+def show_before_and_after(before: MiniGPT, after: MiniGPT, prompts: Sequence[str], max_new_tokens: int) -> None:
+    """The end of a report: the same prompts answered by the model it started from and by the one it made."""
+    answers = [generate(model, prompts, max_new_tokens, greedy=True) for model in (before, after)]
+    print("\nThe most likely answer, before and after")
+    for prompt, old, new in zip(prompts, *answers, strict=True):
+        print(f"  {prompt}\n    before: {old.text!r}\n    after:  {new.text!r}")
+
+
 def _ngrams(text: str, n: int) -> list[tuple[str, ...]]:
     words = WORD.findall(text.lower())
     return list(zip(*(words[i:] for i in range(n)), strict=False))

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from minigpt.batching import Batch, Batches
 from minigpt.checkpoint import load_state, save_state
-from minigpt.cli import option
+from minigpt.cli import UserError, option
 
 
 @dataclass
@@ -208,12 +208,12 @@ class TrainingRun:
     def _load(self, path: Path) -> None:
         saved = load_state(path)
         if saved["num_steps"] != self.num_steps or saved["models"].keys() != self.models.keys():
-            raise ValueError(f"{path} belongs to a run of {saved['num_steps']} steps of {sorted(saved['models'])}, this one "
+            raise UserError(f"{path} belongs to a run of {saved['num_steps']} steps of {sorted(saved['models'])}, this one "
                              f"has {self.num_steps} of {sorted(self.models)}: resume with the settings it began with")
         theirs = saved["settings"]
         changed = {name: value for name, value in self._settings().items() if theirs.get(name) != value}
         if changed:
-            raise ValueError(f"{path} was made with {', '.join(f'{n}={theirs.get(n)}' for n in changed)}, not with "
+            raise UserError(f"{path} was made with {', '.join(f'{n}={theirs.get(n)}' for n in changed)}, not with "
                              f"{', '.join(f'{n}={v}' for n, v in changed.items())}: resume with the settings it began "
                              "with")
         for name, model in self.models.items():

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean
 
 from data.lesson_rows import PREFERENCE_DATA
-from data.task import Task, load_task
+from data.task import RowsConfig, Task, load_task
 from data.world import WorldConfig
 from minigpt.checkpoint import load_model, save_checkpoint
 from minigpt.cli import (
@@ -19,13 +19,11 @@ from minigpt.cli import (
     parse,
     peak_memory_mb,
     report,
-    show_before_and_after,
     write_config,
 )
-from minigpt.evaluation import evaluate_policy
+from minigpt.evaluation import evaluate_policy, show_before_and_after
 from minigpt.model import MiniGPT, copy_model_weights
 from minigpt.plots import running_mean, save_curves
-from minigpt.sampling import generate
 from minigpt.training import read_history, recipe
 from ppo.train import PPOConfig, ppo_training
 from reward.main import make_reward_model
@@ -63,10 +61,10 @@ def make_ppo_policy(reference: MiniGPT, reward: RewardModel, task: Task, config:
 
 def main(argv: Sequence[str] | None = None) -> None:
     started = time.perf_counter()
-    command, config, world_config, reward_file = parse(__doc__, argv, CommandConfig, PPOConfig, WorldConfig,
-                                                       RewardFileConfig, out="runs/ppo")
-    write_config(config.out, command, config, world_config, reward_file)
-    task = load_task(command.data, world_config, config.seed)
+    command, rows, config, world_config, reward_file = parse(__doc__, argv, CommandConfig, RowsConfig, PPOConfig,
+                                                             WorldConfig, RewardFileConfig, out="runs/ppo")
+    write_config(config.out, command, rows, config, world_config, reward_file)
+    task = load_task(rows, world_config, config.seed, command.init)
     reference = starting_point(task, command, config)
     reward = load_or_train_reward_model(reward_file.reward, reference, task, command, config)
     policy = make_ppo_policy(reference, reward, task, config)
@@ -95,9 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     report("PPO: held-out prompts", summary, config.out)
     print(f"\nIn memory: policy, reference {policy.count_parameters():,} weights each; reward model, value model "
           f"{sum(p.numel() for p in reward.parameters()):,} each")
-    fixed = task.heldout_prompts[:4]
-    show_before_and_after(fixed, *([r.text for r in generate(m, fixed, command.max_new_tokens, greedy=True)]
-                                   for m in (reference, policy)))
+    show_before_and_after(reference, policy, task.heldout_prompts[:4], command.max_new_tokens)
     rewards = ["objective/scores"] + ["true_reward"] * bool(task.world)
     save_curves(Path(config.out) / "curves.png", history,
                 {"reward of the rollouts": rewards, "KL, nats per response": ["objective/kl_exact"],

@@ -23,7 +23,7 @@ Measure = Callable[[Sequence[str], Sequence[str]], dict[str, float]]
 class PPOConfig(TrainingConfig):
     """The recipe of `python -m ppo.main`."""
 
-    QUICK: ClassVar[dict] = {"num_episodes": 7, "batch_size": 64, "minibatch_size": 32}
+    QUICK: ClassVar[dict] = {"num_episodes": 7, "batch_size": 64, "minibatch_size": 32, "lr": 1e-4, "kl_coeff": 0.5}
 
     num_episodes: int = option(32, "episodes: one is a rollout of batch_size prompts and the updates made from it")
     lr: float = option(3e-4, "peak learning rate of the policy")

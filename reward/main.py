@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from data.preferences import Record
-from data.task import Task, load_task
+from data.task import RowsConfig, Task, load_task
 from data.world import World, WorldConfig
 from minigpt.checkpoint import save_checkpoint
 from minigpt.cli import CommandConfig, parse, peak_memory_mb, report, write_config, write_json
@@ -57,9 +57,10 @@ def accuracy_by_fault(world: World, rows: Sequence[Record], margins: Tensor) -> 
 
 def main(argv: Sequence[str] | None = None) -> None:
     started = time.perf_counter()
-    command, config, world_config = parse(__doc__, argv, CommandConfig, RewardConfig, WorldConfig, out="runs/reward")
-    write_config(config.out, command, config, world_config)
-    task = load_task(command.data, world_config, config.seed)
+    command, rows, config, world_config = parse(__doc__, argv, CommandConfig, RowsConfig, RewardConfig, WorldConfig,
+                                                out="runs/reward")
+    write_config(config.out, command, rows, config, world_config)
+    task = load_task(rows, world_config, config.seed, command.init)
     sft_model = starting_point(task, command, config)
 
     fresh = evaluate_reward_accuracy(RewardModel.from_policy(sft_model), task.heldout_preferences)

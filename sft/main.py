@@ -10,14 +10,13 @@ from pathlib import Path
 
 import torch
 
-from data.task import Task, load_task
+from data.task import RowsConfig, Task, load_task
 from data.world import WorldConfig
 from minigpt.checkpoint import load_model, save_checkpoint
-from minigpt.cli import CommandConfig, check_device, parse, peak_memory_mb, report, show_before_and_after, write_config
-from minigpt.evaluation import sample_answers, text_measures
+from minigpt.cli import CommandConfig, check_device, parse, peak_memory_mb, report, write_config
+from minigpt.evaluation import sample_answers, show_before_and_after, text_measures
 from minigpt.model import MiniGPT, copy_model_weights
 from minigpt.plots import save_curves
-from minigpt.sampling import generate
 from minigpt.training import TrainingConfig, recipe
 from sft.train import SFTConfig, evaluate_loss, sft_train
 
@@ -30,7 +29,7 @@ def as_rows(texts: Sequence[str]) -> list[dict[str, str]]:
 def train_base_model(task: Task, config: SFTConfig, command: CommandConfig) -> MiniGPT:
     """A fresh model that has read the task's plain text (a file has none: then the model is left fresh)."""
     torch.manual_seed(config.seed)
-    model = MiniGPT(max_seq_len=command.max_seq_len).to(check_device(command.device))
+    model = MiniGPT(max_seq_len=task.max_seq_len).to(check_device(command.device))
     if task.plain_text:
         base_config = replace(config, num_epochs=1, lr=config.base_lr, out=f"{config.out}/base")
         sft_train(model, as_rows(task.plain_text), **vars(base_config))
@@ -57,9 +56,10 @@ def starting_point(task: Task, command: CommandConfig, run: TrainingConfig) -> M
 
 def main(argv: Sequence[str] | None = None) -> None:
     started = time.perf_counter()
-    command, config, world_config = parse(__doc__, argv, CommandConfig, SFTConfig, WorldConfig, out="runs/sft")
-    write_config(config.out, command, config, world_config)
-    task = load_task(command.data, world_config, config.seed, demonstrations=True)
+    command, rows, config, world_config = parse(__doc__, argv, CommandConfig, RowsConfig, SFTConfig, WorldConfig,
+                                                out="runs/sft")
+    write_config(config.out, command, rows, config, world_config)
+    task = load_task(rows, world_config, config.seed, command.init, demonstrations=True)
 
     base = load_model(command.init, MiniGPT, "--init", command.device) if command.init \
         else train_base_model(task, config, command)
@@ -82,9 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         summary["plain_text_loss_nats_per_token"] = evaluate_loss(model, plain)
     summary |= {"seconds": time.perf_counter() - started, "peak_memory_mb": peak_memory_mb(), "models_in_memory": 1}
     report("SFT: held-out prompts", summary, config.out)
-    fixed = task.heldout_prompts[:4]
-    show_before_and_after(fixed, *([r.text for r in generate(m, fixed, command.max_new_tokens, greedy=True)]
-                                   for m in (base, model)))
+    show_before_and_after(base, model, task.heldout_prompts[:4], command.max_new_tokens)
     save_curves(Path(config.out) / "curves.png", {"SFT loss": losses}, {"nats per response token": ["SFT loss"]})
 
 

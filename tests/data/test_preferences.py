@@ -4,7 +4,9 @@ import random
 import pytest
 
 from data import PREFERENCE_DATA, DataError, load_preferences, load_sft
-from data.preferences import SPELLINGS, check_preferences, check_sft, save_jsonl, split_by_prompt
+from data.files import save_jsonl
+from data.layouts import SPELLINGS
+from data.preferences import check_preferences, check_sft, split_by_prompt
 from minigpt import EOS
 from minigpt.batching import tokenize_example
 

@@ -2,14 +2,14 @@ import pytest
 
 from data import DataError, World, WorldConfig
 from data.examples import preference_examples, sft_examples
-from data.preferences import save_jsonl
-from data.task import load_task
+from data.files import save_jsonl
+from data.task import RowsConfig, load_task
 
 FEW = WorldConfig(plain_rows=20, sft_rows=50, preference_rows=60, heldout_rows=40)
 
 
 def test_task_of_the_world_has_the_worlds_data():
-    task, world = load_task(None, FEW, 2), World(FEW, 2)
+    task, world = load_task(RowsConfig(), FEW, 2), World(FEW, 2)
     assert task.sft_rows == world.sft_rows and task.preferences == world.preferences
     assert task.heldout_preferences == world.heldout_preferences and task.plain_text == world.plain_text
     assert task.prompts == sorted({row["prompt"] for row in world.preferences})
@@ -21,7 +21,7 @@ def test_task_of_the_world_has_the_worlds_data():
 def test_task_of_a_preference_file_keeps_prompts_apart_and_demonstrates_the_chosen(tmp_path, make_pairs):
     rows = make_pairs(20)
     save_jsonl(rows, tmp_path / "rows.jsonl")
-    task = load_task(str(tmp_path / "rows.jsonl"), FEW, 0)
+    task = load_task(RowsConfig(str(tmp_path / "rows.jsonl")), FEW, 0)
     assert len(task.preferences) == 16 and len(task.heldout_preferences) == 4
     assert set(task.prompts).isdisjoint(task.heldout_prompts)
     assert task.sft_rows == [{"prompt": row["prompt"], "response": row["chosen"]} for row in task.preferences]
@@ -30,7 +30,7 @@ def test_task_of_a_preference_file_keeps_prompts_apart_and_demonstrates_the_chos
 
 def test_task_of_a_demonstration_file_has_no_preferences(tmp_path, recited):
     save_jsonl(recited, tmp_path / "rows.jsonl")
-    task = load_task(str(tmp_path / "rows.jsonl"), FEW, 0, demonstrations=True)
+    task = load_task(RowsConfig(str(tmp_path / "rows.jsonl")), FEW, 0, demonstrations=True)
     assert len(task.sft_rows) + len(task.heldout_sft_rows) == len(recited)
     assert task.preferences == [] and len(task.heldout_prompts) == len(task.heldout_sft_rows)
 
@@ -38,7 +38,7 @@ def test_task_of_a_demonstration_file_has_no_preferences(tmp_path, recited):
 def test_task_of_a_bad_file_raises_naming_it(tmp_path):
     (tmp_path / "rows.jsonl").write_text("{}\n")
     with pytest.raises(DataError, match=r"rows\.jsonl, line 1"):
-        load_task(str(tmp_path / "rows.jsonl"), FEW, 0)
+        load_task(RowsConfig(str(tmp_path / "rows.jsonl")), FEW, 0)
 
 
 def test_examples_come_chosen_first(make_pairs, recited):

@@ -9,7 +9,7 @@ import dpo.main
 import ppo.main
 import reward.main
 import sft.main
-from data.preferences import save_jsonl
+from data.files import save_jsonl
 from minigpt import load_checkpoint
 
 LITTLE = ["--samples", "1", "--max-new-tokens", "8", "--plain-rows", "64", "--sft-rows", "256",
@@ -84,6 +84,6 @@ def test_dpo_command_trains_on_ones_own_file(tmp_path, folder, make_pairs, capsy
 
 
 def test_a_bad_file_ends_the_command_with_its_line(tmp_path, folder):
-    (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "b"}\n')
-    with pytest.raises(ValueError, match=r"bad\.jsonl, line 1.*identical"):
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": 3}\n')
+    with pytest.raises(ValueError, match=r"bad\.jsonl, line 1.*'rejected' is int"):
         dpo.main.main(["--data", str(tmp_path / "bad.jsonl"), "--out", str(tmp_path / "dpo")])

@@ -1,0 +1,132 @@
+"""The layouts in which people keep preferences and demonstrations, and how each becomes prompt and responses.
+
+    columns          {"prompt", "chosen", "rejected"} or {"prompt", "response"}, in any of the SPELLINGS
+    with input       {"instruction", "input", ...}: the input is put below the instruction (Alpaca)
+    transcripts      chosen and rejected are whole dialogues, "\\n\\nHuman: ...\\n\\nAssistant: ..." (hh-rlhf)
+    conversations    lists of {"role", "content"}, or of {"from", "value"} (ShareGPT)
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from data.files import DataError
+
+SPELLINGS = {
+    "prompt": ("prompt", "instruction", "question"),
+    "chosen": ("chosen", "preferred"),
+    "rejected": ("rejected", "dispreferred"),
+    "response": ("response", "output", "completion", "answer"),
+}
+CONVERSATION_COLUMNS = ("messages", "conversations", "conversation")
+ASSISTANT = "\n\nAssistant:"
+ROLES = {"user": "Human", "human": "Human", "assistant": "Assistant", "gpt": "Assistant", "system": "System"}
+
+Message = tuple[str, str]  # role (Human, Assistant or System), text
+
+
+def spelled(row: Mapping, column: str) -> str | None:
+    """The spelling of a column that this row uses, or None."""
+    return next((spelling for spelling in SPELLINGS[column] if spelling in row), None)
+
+
+def preference_columns(row: Mapping, where: str) -> tuple[Mapping, str]:
+    """(the row with a prompt, a chosen and a rejected column, the layout it was in).
+
+    Raises DataError if a dialogue cannot be taken apart; a column that is missing or no text is left for the caller.
+    """
+    chosen, rejected = (row.get(spelled(row, column)) for column in ("chosen", "rejected"))
+    if isinstance(chosen, list) and isinstance(rejected, list):
+        return _two_conversations(row, chosen, rejected, where), "conversations"
+    if spelled(row, "prompt") is None and isinstance(chosen, str) and isinstance(rejected, str):
+        if ASSISTANT in chosen and ASSISTANT in rejected:
+            return _two_transcripts(chosen, rejected, where), "transcripts"
+        return row, "columns"
+    return _with_input(row)
+
+
+def demonstration_columns(row: Mapping, where: str) -> tuple[Mapping, str]:
+    """(the row with a prompt and a response column, the layout it was in); a preference demonstrates its chosen
+    response, a conversation its assistant's last one.  Raises DataError as `preference_columns` does."""
+    column = next((c for c in CONVERSATION_COLUMNS if isinstance(row.get(c), list)), None)
+    if column is not None:
+        return _conversation(_messages(row[column], f"{where}: column {column!r}"), where), "conversations"
+    if spelled(row, "response") is None and spelled(row, "chosen") is not None:
+        preference, layout = preference_columns(row, where)
+        return {**preference, "response": preference[spelled(preference, "chosen")]}, layout
+    prompt, response = (row.get(spelled(row, column)) for column in ("prompt", "response"))
+    if isinstance(prompt, list) and isinstance(response, list):
+        return _conversation(_messages(prompt + response, where), where), "conversations"
+    return _with_input(row)
+
+
+def _with_input(row: Mapping) -> tuple[Mapping, str]:
+    """An instruction and the input that it is about, joined by a blank line."""
+    column, more = spelled(row, "prompt"), row.get("input")
+    if column is None or not isinstance(more, str):
+        return row, "columns"
+    if isinstance(row[column], str) and more.strip():
+        row = {**row, column: f"{row[column]}\n\n{more}"}
+    return row, "columns with input"
+
+
+def _two_transcripts(chosen: str, rejected: str, where: str) -> Mapping:
+    """The prompt is what the two share up to the last turn of the Assistant that begins in it; never a run of letters
+    that the two answers happen to share."""
+    pairs = enumerate(zip(chosen, rejected, strict=False))
+    shared = next((n for n, (a, b) in pairs if a != b), min(len(chosen), len(rejected)))  # letters before they part
+    start = chosen[:shared].rfind(ASSISTANT)
+    if start < 0:
+        raise DataError(f"{where}: chosen and rejected are transcripts of different dialogues: they share no text up to "
+                        f"an {ASSISTANT.strip()!r} turn")
+    start += len(ASSISTANT)
+    return {"prompt": chosen[:start].strip(), "chosen": chosen[start:].strip(), "rejected": rejected[start:].strip()}
+
+
+def _two_conversations(row: Mapping, chosen: list, rejected: list, where: str) -> Mapping:
+    """The prompt is the messages that both begin with, or, where each is a reply alone, the prompt column."""
+    sides = [_messages(side, f"{where}: column {spelled(row, name)!r}")
+             for side, name in ((chosen, "chosen"), (rejected, "rejected"))]
+    shared = 0
+    while shared < min(map(len, sides)) - 1 and sides[0][shared] == sides[1][shared]:
+        shared += 1  # the last message is a reply, even where the two are identical
+    prompt = sides[0][:shared]
+    if not prompt:
+        column = spelled(row, "prompt")
+        given = row.get(column)
+        if not given:
+            raise DataError(f"{where}: the conversations share no first message and there is no prompt column "
+                            f"(accepted: {', '.join(SPELLINGS['prompt'])})")
+        prompt = [("Human", given)] if isinstance(given, str) else _messages(given, f"{where}: column {column!r}")
+    return {"prompt": _as_prompt(prompt), "chosen": _as_reply(sides[0][shared:]), "rejected": _as_reply(sides[1][shared:])}
+
+
+def _conversation(messages: Sequence[Message], where: str) -> Mapping:
+    ends = [number for number, (role, _) in enumerate(messages) if role == "Assistant"]
+    if not ends or ends[-1] == 0:
+        raise DataError(f"{where}: the conversation has no message of an assistant that answers another")
+    return {"prompt": _as_prompt(messages[:ends[-1]]), "response": messages[ends[-1]][1]}
+
+
+def _messages(messages: Any, where: str) -> list[Message]:
+    """{"role", "content"} or {"from", "value"} -> (role, text).  Raises DataError on anything else."""
+    found = []
+    for number, message in enumerate(messages if isinstance(messages, list) else [None]):
+        keys = ("role", "content") if isinstance(message, Mapping) and "role" in message else ("from", "value")
+        role, text = (message.get(key) if isinstance(message, Mapping) else None for key in keys)
+        if role not in ROLES or not isinstance(text, str):
+            raise DataError(f"{where}: message {number} is not {{'role', 'content'}} (or {{'from', 'value'}}) with a role "
+                            f"among {', '.join(ROLES)} and text as content")
+        found.append((ROLES[role], text))
+    return found
+
+
+def _as_prompt(messages: Sequence[Message]) -> str:
+    """One message as it stands; more of them as a transcript that ends where the assistant speaks."""
+    if len(messages) == 1:
+        return messages[0][1]
+    return "\n\n".join(f"{role}: {text}" for role, text in messages) + ASSISTANT
+
+
+def _as_reply(messages: Sequence[Message]) -> str:
+    """The assistant's text, and what was said after it, if anything."""
+    return "\n\n".join([messages[0][1], *(f"{role}: {text}" for role, text in messages[1:])])
