@@ -6,6 +6,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -51,15 +52,23 @@ def _json(file: BinaryIO) -> Iterator[tuple[str, Any]]:
 
 def _csv(file: BinaryIO) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(2**31 - 1)  # a long answer is no error
-    reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
-    try:
-        for row in reader:
-            if None in row:
-                raise DataError(f"line {reader.line_num}: more cells than the {len(reader.fieldnames or ())} columns of the "
-                                "first line (a comma inside a text needs quotes around it)")
-            yield f"line {reader.line_num}", row
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"line {reader.line_num + 1}: not valid CSV ({error})") from error
+    columns, last = None, 0
+    # A byte that is no UTF-8 comes through as half a surrogate pair, so that the line it stands in can be named.
+    with io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+        reader = csv.reader(text, strict=True)
+        try:
+            for cells in reader:
+                "".join(cells).encode()
+                last = reader.line_num
+                if columns is None:
+                    columns = cells
+                elif len(cells) > len(columns):
+                    raise DataError(f"line {last}: more cells than the {len(columns)} columns of the first line (a comma "
+                                    "inside a text needs quotes around it)")
+                elif cells:
+                    yield f"line {last}", dict(zip_longest(columns, cells))
+        except (csv.Error, UnicodeEncodeError) as error:
+            raise DataError(f"line {last + 1}: not valid CSV ({error})") from error
 
 
 def _parse(text: bytes, where: str) -> Any:

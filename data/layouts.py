@@ -55,7 +55,9 @@ def demonstration_columns(row: Mapping, where: str) -> tuple[Mapping, str]:
         return {**preference, "response": preference[spelled(preference, "chosen")]}, layout
     prompt, response = (row.get(spelled(row, column)) for column in ("prompt", "response"))
     if isinstance(prompt, list) and isinstance(response, list):
-        return _conversation(_messages(prompt + response, where), where), "conversations"
+        messages = [message for name, side in (("prompt", prompt), ("response", response))
+                    for message in _messages(side, f"{where}: column {spelled(row, name)!r}")]
+        return _conversation(messages, where), "conversations"
     return _with_input(row)
 
 
@@ -89,6 +91,8 @@ def _two_conversations(row: Mapping, chosen: list, rejected: list, where: str) -
     shared = 0
     while shared < min(map(len, sides)) - 1 and sides[0][shared] == sides[1][shared]:
         shared += 1  # the last message is a reply, even where the two are identical
+    if any(len(side) == 0 or side[shared][0] != "Assistant" for side in sides):
+        raise DataError(f"{where}: chosen and rejected are conversations that do not part at a reply of the assistant")
     prompt = sides[0][:shared]
     if not prompt:
         column = spelled(row, "prompt")
@@ -113,7 +117,7 @@ def _messages(messages: Any, where: str) -> list[Message]:
     for number, message in enumerate(messages if isinstance(messages, list) else [None]):
         keys = ("role", "content") if isinstance(message, Mapping) and "role" in message else ("from", "value")
         role, text = (message.get(key) if isinstance(message, Mapping) else None for key in keys)
-        if role not in ROLES or not isinstance(text, str):
+        if not isinstance(role, str) or role not in ROLES or not isinstance(text, str):
             raise DataError(f"{where}: message {number} is not {{'role', 'content'}} (or {{'from', 'value'}}) with a role "
                             f"among {', '.join(ROLES)} and text as content")
         found.append((ROLES[role], text))

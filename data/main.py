@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data.files import save_jsonl
 from data.world import World, WorldConfig
-from minigpt.cli import option, parse
+from minigpt.cli import option, parse, run
 
 
 @dataclass
@@ -29,4 +29,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

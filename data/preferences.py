@@ -93,7 +93,8 @@ SHORTEST_PROMPT = 16  # tokens: what is left of a prompt that was cut to less sa
 
 
 def make_fit(records: Sequence[Record], max_seq_len: int, gives_way: str) -> list[Record]:
-    """The records whose prompt and responses fit into max_seq_len tokens, with one printed line if any did not.
+    """The records whose prompt and responses fit into max_seq_len tokens, with a printed line if any was cut, another if
+    any was dropped (rows are counted from 0, among those that can be used at all).
 
     gives_way: "prompt" (it loses its beginning; a row with too little left of it is dropped), "response" (left as it
     is here: `minigpt.batching` cuts it and takes away its EOS, so that the model does not learn to stop there; only a

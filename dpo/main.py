@@ -16,14 +16,16 @@ from dpo.train import DPOConfig, dpo_train
 from minigpt.checkpoint import save_checkpoint
 from minigpt.cli import (
     CommandConfig,
+    open_run,
     option,
     parse,
     peak_memory_mb,
     report,
-    write_config,
+    run,
+    warn,
     write_json,
 )
-from minigpt.evaluation import evaluate_policy, show_before_and_after
+from minigpt.evaluation import evaluate_policy, show_before_and_after, signs_of_collapse
 from minigpt.model import MiniGPT, copy_model_weights
 from minigpt.plots import save_curves
 from sft.main import starting_point
@@ -77,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     started = time.perf_counter()
     command, rows, config, world_config, sweep = parse(__doc__, argv, CommandConfig, RowsConfig, DPOConfig, WorldConfig,
                                                        SweepConfig, out="runs/dpo")
-    write_config(config.out, command, rows, config, world_config)
+    open_run(config.out, config.resume, config.overwrite, command.device, command, rows, config, world_config)
     task = load_task(rows, world_config, config.seed, command.init)
     reference = starting_point(task, command, config)
 
@@ -94,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     report("DPO: held-out pairs and prompts", summary, config.out)
     if sweep.sweep:
         show_sweep(beta_sweep(reference, task, command, config), config.out)
+    warn(signs_of_collapse(summary))
     show_before_and_after(reference, policy, task.heldout_prompts[:4], command.max_new_tokens)
     save_curves(Path(config.out) / "curves.png", {"loss": losses, "margin": margins},
                 {"DPO loss": ["loss"], "margin": ["margin"]})
@@ -110,4 +113,4 @@ def show_sweep(rows: Sequence[dict[str, float]], out: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

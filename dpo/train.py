@@ -8,6 +8,7 @@ from data.examples import preference_examples
 from dpo.loss import dpo_loss
 from minigpt.batching import Batches
 from minigpt.cli import option
+from minigpt.distributed import world_size
 from minigpt.logprobs import logps_of_examples, response_logps
 from minigpt.model import MiniGPT, check_reference
 from minigpt.training import EpochConfig, TrainingRun
@@ -36,8 +37,8 @@ def dpo_train(policy: MiniGPT, reference: MiniGPT, rows: Sequence[Mapping], num_
     """
     check_reference(policy, reference)
     config = DPOConfig(num_epochs=num_epochs, lr=lr, beta=beta, **options)
-    batches = Batches(preference_examples(rows, policy.max_seq_len), config.batch_size, config.seed)
-    run = TrainingRun({"policy": policy.train()}, config, config.num_epochs * len(batches))
+    batches = Batches(preference_examples(rows, policy.max_seq_len), config.batch_size * world_size(), config.seed)
+    run = TrainingRun({"policy": policy.train()}, config, config.num_epochs * len(batches), batches.examples, [reference])
     with run.autocast():  # in the policy's precision: at the start the two must agree
         ref_logps = logps_of_examples(reference, batches)                              # (N, 2)
     for batch in run.steps(batches, config.accumulate):

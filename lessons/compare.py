@@ -24,11 +24,11 @@ from dpo.evaluate import evaluate_preference_accuracy
 from lessons.limit import Frontier, best_of_n_kl
 from lessons.report import write_report
 from minigpt.checkpoint import load_checkpoint
-from minigpt.cli import check_device, option, parse, write_config, write_json
+from minigpt.cli import check_device, open_run, option, parse, run, write_json
 from minigpt.evaluation import kl_to_reference, sample_answers, text_measures
 from minigpt.model import MiniGPT
+from minigpt.run_folder import read_history
 from minigpt.sampling import Response, generate
-from minigpt.training import read_history
 from reward.model import RewardModel
 from reward.train import evaluate_reward_accuracy, score
 
@@ -45,6 +45,7 @@ class CompareConfig:
     quick: bool = option(False, "about a minute: everything runs, little is learned")
     sweep: bool = option(False, "also train DPO at four values of beta, and draw them in")
     resume: bool = option(False, "go on where a run with the same --out was stopped")
+    overwrite: bool = option(False, "replace the run in --out")
     samples: int = option(8, "responses sampled for each held-out prompt")
     pool: int = option(192, "SFT samples for each held-out prompt, for the limit and for best-of-n")
     best_of: int = option(16, "n of best-of-n")
@@ -76,7 +77,8 @@ def fresh_processes() -> multiprocessing.context.BaseContext:
 
 
 def run_command(stage: str, argv: Sequence[str]) -> None:
-    import_module(f"{stage}.main").main(argv)
+    """What `python -m <stage>.main` does."""
+    run(lambda: import_module(f"{stage}.main").main(argv))
 
 
 def run_stage(stage: str, config: CompareConfig, data_flags: Sequence[str], *flags: str) -> dict[str, float]:
@@ -84,10 +86,10 @@ def run_stage(stage: str, config: CompareConfig, data_flags: Sequence[str], *fla
     out = f"{config.out}/{stage}"
     argv = ["--out", out, "--seed", str(config.seed), "--device", config.device, "--samples", str(config.samples),
             "--max-new-tokens", str(config.max_new_tokens), *data_flags, *flags]
-    for name in ("quick", "resume"):
+    for name in ("quick", "resume", "overwrite"):
         argv += [f"--{name}"] * getattr(config, name)
     print(f"\n=== python -m {stage}.main {' '.join(argv)}", flush=True)
-    process = fresh_processes().Process(target=run_command, args=(stage, argv))
+    process = fresh_processes().Process(target=run_command, args=(stage, argv), daemon=True)  # which ends when this one does
     process.start()
     process.join()
     if process.exitcode:
@@ -204,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, rows_config, world_config = parse(__doc__, argv, CompareConfig, RowsConfig, WorldConfig)
     if config.pool < config.best_of * config.samples:
         raise ValueError(f"--pool {config.pool} is too small for {config.samples} times the best of {config.best_of}")
-    write_config(config.out, config, rows_config, world_config)
+    open_run(config.out, config.resume, config.overwrite, config.device, config, rows_config, world_config)
     task = load_task(rows_config, world_config, config.seed)
     stages = run_stages(config, rows_config, world_config)
     models = {name: load_checkpoint(f"{config.out}/{name}/model.pt").to(check_device(config.device)) for name in stages}
@@ -231,4 +233,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

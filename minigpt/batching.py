@@ -113,9 +113,9 @@ class Batch:
         return Batch(*(tensor.to(device) for tensor in vars(self).values()))
 
 
-def collate(examples: Sequence[Example], numbers: Sequence[int] = ()) -> Batch:
-    """Pad examples to the longest of them."""
-    T = max(example.num_tokens for example in examples)
+def collate(examples: Sequence[Example], numbers: Sequence[int] = (), columns: int = 1) -> Batch:
+    """Pad examples to the longest of them, and on to a multiple of `columns`."""
+    T = -(-max(example.num_tokens for example in examples) // columns) * columns
     token_ids, segments = [], []
     for prompt, responses, _ in examples:
         ids, segment = list(prompt), [0] * len(prompt)
@@ -131,13 +131,16 @@ def prompt_and_own(segments: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """What makes responses that share a row strangers to each other: positions (B, T) and visible (B, T, T).
 
     A token sees, of what stands before it, the prompt and its own response, and stands at the position that follows
-    from how many tokens it sees.  Where no row has a second response that is plain causal attention: (None, None).
+    from how many tokens it sees.  Padding stands at 0, where it harms nobody.  Where no row has a second response, None
+    for visible means plain causal attention; a mask does not tell padding from prompt, so then both are None.
     """
-    if segments.dtype == torch.bool or segments.max() < 2:
+    if segments.dtype == torch.bool:
         return None, None
+    if segments.max() < 2:
+        return torch.arange(segments.shape[1], device=segments.device) * (segments >= 0), None
     own = segments[:, :, None] == segments[:, None, :]
     visible = (own | (segments == 0)[:, None, :]).tril()
-    return (visible.sum(-1) - 1) * (segments >= 0), visible  # padding stands at 0, where it harms nobody
+    return (visible.sum(-1) - 1) * (segments >= 0), visible
 
 
 def predicted_from(segments: Tensor) -> Tensor:
@@ -147,6 +150,9 @@ def predicted_from(segments: Tensor) -> Tensor:
     last_of_prompt = (segments > 0).int().argmax(1, keepdim=True) - 1
     goes_on = torch.nn.functional.pad(segments[:, 1:] == segments[:, :-1], (1, 0))
     return torch.where(goes_on, columns - 1, last_of_prompt)
+
+
+COLUMNS = 8  # the processor's library keeps what it prepared for every shape that it met: let there be few
 
 
 class Batches:
@@ -164,7 +170,7 @@ class Batches:
         return -(-len(self.examples) // self.batch_size)
 
     def collate(self, numbers: Sequence[int]) -> Batch:
-        return collate([self.examples[n] for n in numbers], numbers)
+        return collate([self.examples[n] for n in numbers], numbers, COLUMNS)
 
     def epoch(self, epoch: int) -> list[list[int]]:
         """The example numbers of each batch of this epoch."""

@@ -2,14 +2,18 @@
 
 import argparse
 import json
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, ClassVar, get_args, get_type_hints
 
 import torch
+from tqdm import tqdm
+
+from minigpt import distributed
 
 
 class UserError(ValueError):
@@ -72,18 +76,70 @@ def write_json(path: str | Path, content: Any) -> None:
     Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def write_config(out: str, *configs: Any) -> None:
-    """config.json: every setting of the run, so that it can be repeated."""
-    write_json(Path(out) / "config.json", {k: v for config in configs for k, v in asdict(config).items()})
+def open_run(out: str, resume: bool, overwrite: bool, device: str, *configs: Any) -> None:
+    """The beginning of a command: join the other processes, and write config.json, every setting of the run.
+
+    Raises UserError if `out` cannot be written, holds another run, or if what is resumed was begun otherwise.
+    """
+    distributed.start(device)
+    if distributed.rank() == 0:
+        path, settings = Path(out) / "config.json", {k: v for config in configs for k, v in asdict(config).items()}
+        check_free(Path(out), resume or overwrite, ("config.json",))
+        if resume and path.exists():
+            check_same_settings(path, settings)
+        write_json(path, settings)
+
+
+def check_free(folder: Path, may_exist: bool, signs: Sequence[str]) -> None:
+    """Make the folder.  Raises UserError if that fails, or if it holds the signs of another run and may not."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error}): choose another --out") from error
+    if not may_exist and any((folder / sign).exists() for sign in signs):
+        raise UserError(f"{folder} holds another run: --resume goes on with it, --overwrite replaces it, or choose another "
+                        "--out")
+
+
+def check_same_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Raises UserError if a run that is to go on was begun with other settings."""
+    begun = json.loads(path.read_text(encoding="utf-8"))
+    free = ("resume", "overwrite", "out", "save_every")
+    changed = [name for name, value in settings.items() if name not in free and begun.get(name) != value]
+    if changed:
+        raise UserError(f"{path} says that this run was begun with {', '.join(f'{n}={begun.get(n)}' for n in changed)}: "
+                        "resume with the same settings, or begin anew with --overwrite")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a command: what its user can mend ends in one line instead of a traceback, and a signal in its exit code."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except (UserError, FileNotFoundError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 def report(title: str, summary: dict[str, Any], out: str) -> None:
     """Print the figures of a run, aligned, and write them to summary.json."""
-    write_json(Path(out) / "summary.json", summary)
+    if distributed.rank() == 0:
+        write_json(Path(out) / "summary.json", summary)
     print(f"\n{title}")
     for name, value in summary.items():
         if isinstance(value, int | float | str):
             print(f"  {name:<42} {value:.4f}" if isinstance(value, float) else f"  {name:<42} {value}")
+
+
+def warn(signs: Sequence[str]) -> None:
+    """One line for each, above a progress bar if there is one."""
+    for sign in signs:
+        tqdm.write(f"warning: {sign}")
 
 
 def peak_memory_mb() -> float:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
 
 import torch
@@ -14,6 +14,7 @@ from minigpt.model import MiniGPT
 from minigpt.sampling import Response, generate
 
 WORD = re.compile(r"\w+")
+FURTHEST_KL = 20.0  # nats a response; the methods here end at 1 to 3
 
 
 def sample_answers(policy: MiniGPT, prompts: Sequence[str], samples: int, max_new_tokens: int, seed: int
@@ -75,6 +76,20 @@ def evaluate_policy(policy: MiniGPT, reference: MiniGPT, prompts: Sequence[str],
     if measure is not None:
         figures |= measure(repeated, [response.text for response in responses])
     return figures
+
+
+def signs_of_collapse(figures: Mapping[str, float]) -> list[str]:
+    """What no reader of a report should overlook, in words that say what to change; [] if all is well."""
+    kl, repeated, finished = (figures.get(name, best) for name, best in (("kl_nats_per_response", 0.0), ("repetition", 0.0),
+                                                                       ("finished_share", 1.0)))
+    hold_it = "halve --lr, or raise --beta (DPO) or --kl-coeff (PPO)"
+    signs = {
+        f"the policy is {kl:.0f} nats a response away from its reference: {hold_it}": kl > FURTHEST_KL,
+        f"{repeated:.0%} of every answer repeats itself: {hold_it}": repeated > 0.5,
+        f"only {finished:.0%} of the answers end by themselves: raise --max-new-tokens, or --missing-eos-penalty (PPO); in "
+        "SFT train longer, on responses that are not cut": finished < 0.5,
+    }
+    return [sign for sign, seen in signs.items() if seen]
 
 
 def show_before_and_after(before: MiniGPT, after: MiniGPT, prompts: Sequence[str], max_new_tokens: int) -> None:

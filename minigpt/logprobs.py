@@ -21,7 +21,7 @@ def response_logits(model: MiniGPT, token_ids: Tensor, segments: Tensor) -> Tens
     """
     hidden = model.hidden_states(token_ids, *prompt_and_own(segments))
     rows, columns = (segments > 0).nonzero(as_tuple=True)
-    return model.logits(hidden[rows, predicted_from(segments)[rows, columns]]).float()
+    return model.logits(hidden[rows, predicted_from(segments)[rows, columns]])
 
 
 def token_logps(model: MiniGPT, token_ids: Tensor, segments: Tensor) -> Tensor:

@@ -144,8 +144,10 @@ class MiniGPT(nn.Module):
         return self.final_norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """The tied output head, (..., D) -> (..., V)."""
-        return F.linear(hidden, self.token_embedding.weight)
+        """The tied output head, (..., D) -> (..., V); in float32 under autocast too, since log-probabilities are small
+        differences of large numbers."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return F.linear(hidden.to(self.token_embedding.weight.dtype), self.token_embedding.weight)
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """Next-token logits, (B, T) -> (B, T, V): row t predicts token t + 1."""

@@ -66,7 +66,7 @@ def sample_ids(model: MiniGPT, prompt_ids: Sequence[list[int]], max_new_tokens: 
     columns = torch.arange(longest + max_new_tokens, device=device)
     visible = (columns < lengths[:, None]) | (columns >= longest)             # (B, S)
     for step in range(max_new_tokens):
-        tokens = pick_tokens(model.logits(last_hidden).float(), temperature, top_k, greedy, generator)
+        tokens = pick_tokens(model.logits(last_hidden), temperature, top_k, greedy, generator)
         sampled[rows, step] = tokens
         counts[rows] += ~done
         done = done | (tokens == EOS) | (lengths + step + 1 >= model.max_seq_len)

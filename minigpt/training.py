@@ -6,24 +6,29 @@
         run.update(loss, metrics)
 
 Nothing random lives in a run: the data order of epoch e follows from (seed, e), the warm-up and decay from the step.
-So a checkpoint is weights, optimizer, step and log, and a resumed run repeats what it would have done.
+So a checkpoint is weights, optimizer and step, and a resumed run repeats what it would have done, bit for bit.
+
+With several processes (`minigpt.distributed`) each batch of batch_size x processes examples is dealt out to them, and
+every figure is that of the whole batch.
 """
 
-import json
+import hashlib
 import math
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from minigpt.batching import Batch, Batches
-from minigpt.checkpoint import load_state, save_state
-from minigpt.cli import UserError, option
+from minigpt import distributed
+from minigpt.batching import Batch, Batches, Example
+from minigpt.cli import option
+from minigpt.run_folder import RunFolder
 
 
 @dataclass
@@ -33,7 +38,7 @@ class TrainingConfig:
     QUICK: ClassVar[dict] = {}
 
     lr: float = option(1e-3, "peak learning rate of AdamW")
-    batch_size: int = option(64, "examples in one optimizer step")
+    batch_size: int = option(64, "examples in one optimizer step (of each process)")
     warmup: float = option(0.05, "share of the steps in which the learning rate rises from 0")
     final_lr: float = option(0.0, "share of the peak at which the cosine decay ends")
     weight_decay: float = option(0.0, "AdamW's pull of matrices towards zero")
@@ -43,7 +48,8 @@ class TrainingConfig:
     seed: int = option(0, "of the data order and of sampling")
     out: str | None = option(None, "folder for metrics.jsonl and checkpoints")
     save_every: int = option(500, "steps between two checkpoints")
-    resume: bool = option(False, "go on from the checkpoint in --out")
+    resume: bool = option(False, "go on with the run in --out")
+    overwrite: bool = option(False, "replace the run in --out")
 
 
 @dataclass
@@ -57,7 +63,7 @@ class EpochConfig(TrainingConfig):
 def recipe(config_class: type, run: TrainingConfig, stage: str, quick: bool) -> Any:
     """The default settings of another stage, for a start made on the way to `run`: its seed, a folder inside its own."""
     return config_class(**{**(config_class.QUICK if quick else {}), "seed": run.seed, "resume": run.resume,
-                           "out": f"{run.out}/{stage}"})
+                           "overwrite": run.overwrite, "out": f"{run.out}/{stage}"})
 
 
 def fast_precision(device: torch.device) -> str:
@@ -72,10 +78,12 @@ class TrainingRun:
     """Optimizer, schedule, clipping, precision, progress bar, log and checkpoints of one run.
 
     models: what is trained, by name; lrs: the peak learning rates that differ from config.lr, by the same names.
+    examples, others: what is learned from, and the models that are only read; a resumed run must have the same.
     history: every logged metric as a list with one value a step.  state: what else a resumed run must know.
     """
 
     def __init__(self, models: dict[str, nn.Module], config: TrainingConfig, num_steps: int,
+                 examples: Sequence[Example] = (), others: Sequence[nn.Module] = (),
                  lrs: dict[str, float] | None = None, adam_eps: float = 1e-8, state: dict[str, Any] | None = None):
         if num_steps < 1:
             raise ValueError("this run has no steps: num_epochs (or num_episodes) must be at least 1")
@@ -90,55 +98,64 @@ class TrainingRun:
                 parameters = [p for p in model.parameters() if p.dim() in dims]
                 groups.append({"params": parameters, "lr": peak, "peak": peak, "weight_decay": decay})
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), eps=adam_eps, fused=True)
-        self._epoch, self._shares, self._sums = 0.0, [], {}
+        self._gradients = distributed.share_gradients(models)
+        self._epoch, self._numbers, self._shares, self._sums = 0.0, [], [], {}
+        self._signal, self._stopping = 0, False
+        self.folder = None
         if config.out is not None:
-            self._open_folder(Path(config.out))
+            self.folder = RunFolder(config.out, self._identity(examples, others))
+            saved = self.folder.open(models, config.resume, config.overwrite)
+            if saved is not None:
+                self._go_on(saved)
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
     def steps(self, batches: Batches, accumulate: int = 1, by_tokens: bool = False) -> Iterator[Batch]:
-        """Yield batches, epoch after epoch, until the run has made its steps.
+        """Yield this process's part of each batch, epoch after epoch, until the run has made its steps.
 
-        With accumulate > 1 a batch comes in parts that share one optimizer step.  Each part's loss is a mean, over
+        With accumulate > 1 a part comes in pieces that share one optimizer step.  Each piece's loss is a mean, over
         examples or (by_tokens) over response tokens, and counts by its share of them: the sum is the whole's mean.
+        Ctrl-C and SIGTERM end the run after the step that they fall into, with a checkpoint.
         """
         order_of, order = -1, []
-        with tqdm(total=self.num_steps, initial=self.step, leave=False, disable=None) as bar:
+        with self._signals_wait(), tqdm(total=self.num_steps, initial=self.step, leave=False,
+                                        disable=True if distributed.rank() else None) as bar:
             while self.step < self.num_steps:
                 epoch, index = divmod(self.step, len(batches))
                 if epoch != order_of:
                     order_of, order = epoch, batches.epoch(epoch)
-                size = -(-len(order[index]) // accumulate)
-                parts = [batches.collate(order[index][i:i + size]) for i in range(0, len(order[index]), size)]
-                weights = [int(part.response_mask.sum()) if by_tokens else len(part.examples) for part in parts]
-                self._shares = [weight / sum(weights) for weight in weights]
-                self._epoch = self.step / len(batches)
-                for part in parts:
-                    self.num_tokens += int(part.lengths.sum())
+                self._epoch, self._numbers = self.step / len(batches), order[index]
+                pieces, self._shares = deal(batches, order[index], accumulate, by_tokens)
+                self.num_tokens += sum(batches.examples[number].num_tokens for number in order[index])
+                for piece in pieces:
                     with self.autocast():
-                        yield part.to(self.device)
+                        yield batches.collate(piece).to(self.device)
                 bar.update()
                 bar.set_postfix_str("  ".join(f"{k} {v[-1]:.3f}" for k, v in list(self.history.items())[:2]))
-                if self.config.out is not None and (self.step % self.config.save_every == 0
-                                                    or self.step == self.num_steps):
+                if self._stopping or self.step % self.config.save_every == 0 or self.step == self.num_steps:
                     self._save()
+                if self._stopping:
+                    self._stop()
+            if self._signal:  # it came too late to stop anything, but is not forgotten
+                self._stop()
 
     def update(self, loss: Tensor, metrics: dict[str, Tensor]) -> None:
-        """One backward pass; after the last part of a batch: clip, step, decay the rate, log."""
+        """One backward pass; after the last piece of a batch: clip, step, decay the rate, log."""
         share = self._shares.pop(0)
-        self.backward(loss * share)
+        self.backward(loss * (share * distributed.world_size()))  # whose mean over the processes is the sum of the shares
         for name, value in {"loss": loss.detach(), **metrics}.items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value) * share
         if not self._shares:
             grad_norm = self.optimizer_step()
-            self.log({**self._sums, "grad_norm": grad_norm})
+            self.log({**distributed.totals(self._sums, self.device), "grad_norm": grad_norm})
             self._sums = {}
 
     def backward(self, loss: Tensor) -> None:
-        """Add this loss's gradient.  Raises FloatingPointError, naming the step, if the loss is not finite."""
+        """Add this loss's gradient.  Raises FloatingPointError if the loss is not finite."""
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"step {self.step + 1}: the loss is {loss.item()}; no weight was changed by it. "
-                                     "Lower the learning rate, or look at the rows of this batch")
+            self._not_finite(f"the loss is {loss.item()}")
+        if self._gradients is not None:
+            self._gradients()
         loss.backward()
 
     def optimizer_step(self) -> float:
@@ -146,13 +163,17 @@ class TrainingRun:
         norms = torch.stack([nn.utils.clip_grad_norm_(model.parameters(), self.config.max_grad_norm)
                              for model in self.models.values()])
         if not torch.isfinite(norms).all():
-            raise FloatingPointError(f"step {self.step + 1}: the gradient is not finite, though the loss is; no weight was "
-                                     "changed by it. Lower the learning rate")
+            self._not_finite("the gradient is not finite, though the loss is")
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * self.schedule(self.step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return float(norms.square().sum().sqrt())
+
+    def _not_finite(self, what: str) -> None:
+        kept = self.folder.last_good() if self.folder else "there is no checkpoint, since the run has no folder (out)"
+        raise FloatingPointError(f"step {self.step + 1}: {what}; no weight was changed by it, and {kept}. Lower the "
+                                 f"learning rate, or look at the examples of this step: {self._numbers[:64]}")
 
     def schedule(self, step: int) -> float:
         """The learning rate as a share of its peak: a linear rise, then a cosine down to final_lr."""
@@ -165,14 +186,14 @@ class TrainingRun:
     def log(self, metrics: dict[str, float]) -> None:
         """Close the step: a line in metrics.jsonl, and one value more in every history."""
         self.step += 1
+        self._stopping = distributed.totals({"signal": self._signal}, self.device)["signal"] > 0  # all stop, or none
         line = {name: float(value) for name, value in metrics.items()}
         line |= {"learning_rate": self.optimizer.param_groups[0]["lr"], "epoch": self._epoch,
                  "global_step": self.step, "num_tokens": self.num_tokens}
         for name, value in line.items():
             self.history.setdefault(name, []).append(value)
-        if self.config.out is not None:
-            with (Path(self.config.out) / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+        if self.folder is not None:
+            self.folder.append(line)
 
     def autocast(self) -> AbstractContextManager:
         """The run's precision, as a context.  Casts are not cached: PPO steps several times inside one, and a cached
@@ -181,49 +202,80 @@ class TrainingRun:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
 
-    # --- what is on the disk ----------------------------------------------------------------------------------------
+    # --- being stopped ----------------------------------------------------------------------------------------------
 
-    def _open_folder(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        if self.config.resume and (folder / "state.pt").exists():
-            self._load(folder / "state.pt")
-        else:  # a checkpoint of an earlier run must not be what a later --resume finds
-            (folder / "state.pt").unlink(missing_ok=True)
-        names = list(self.history)
-        lines = [dict(zip(names, values, strict=True)) for values in zip(*self.history.values(), strict=True)]
-        with (folder / "metrics.jsonl").open("w", encoding="utf-8") as file:  # without the steps after the checkpoint
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+    @contextmanager
+    def _signals_wait(self) -> Iterator[None]:
+        """Within the block Ctrl-C and SIGTERM are only noted, so that they fall between two steps."""
+        if threading.current_thread() is not threading.main_thread():  # only the main thread hears signals
+            yield
+            return
+
+        def note(number: int, frame: Any) -> None:
+            self._signal = number
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop(self) -> None:
+        """Say where the run can go on, and end the program as the signal would have."""
+        where = "nothing is saved, since the run has no folder (out)" if self.folder is None else \
+            f"saved in {self.folder.state}: the same command with --resume goes on"
+        print(f"\nstopped after step {self.step} of {self.num_steps}; {where}")
+        raise SystemExit(128 + (self._signal or signal.SIGTERM))
+
+    # --- going on ---------------------------------------------------------------------------------------------------
+
+    def _identity(self, examples: Sequence[Example], others: Sequence[nn.Module]) -> dict[str, Any]:
+        """What a resumed run must share with the one that it goes on with."""
+        free = ("out", "resume", "overwrite", "save_every")
+        return {**{name: value for name, value in vars(self.config).items() if name not in free},
+                "steps": self.num_steps, "processes": distributed.world_size(), "examples": digest_of(examples),
+                "start": digest_of([*self.models.values(), *others])}
 
     def _save(self) -> None:
-        save_state({"settings": self._settings(), "step": self.step, "num_steps": self.num_steps,
-                    "num_tokens": self.num_tokens, "history": self.history, "state": self.state,
-                    "optimizer": self.optimizer.state_dict(),
-                    "models": {name: model.state_dict() for name, model in self.models.items()}},
-                   Path(self.config.out) / "state.pt")
+        if self.folder is not None:
+            self.folder.save({"step": self.step, "num_tokens": self.num_tokens, "state": self.state,
+                              "optimizer": self.optimizer.state_dict(),
+                              "models": {name: model.state_dict() for name, model in self.models.items()}})
 
-    def _settings(self) -> dict[str, Any]:
-        """What a resumed run must share with the one that it goes on with."""
-        return {name: value for name, value in vars(self.config).items() if name not in ("out", "resume", "save_every")}
-
-    def _load(self, path: Path) -> None:
-        saved = load_state(path)
-        if saved["num_steps"] != self.num_steps or saved["models"].keys() != self.models.keys():
-            raise UserError(f"{path} belongs to a run of {saved['num_steps']} steps of {sorted(saved['models'])}, this one "
-                             f"has {self.num_steps} of {sorted(self.models)}: resume with the settings it began with")
-        theirs = saved["settings"]
-        changed = {name: value for name, value in self._settings().items() if theirs.get(name) != value}
-        if changed:
-            raise UserError(f"{path} was made with {', '.join(f'{n}={theirs.get(n)}' for n in changed)}, not with "
-                             f"{', '.join(f'{n}={v}' for n, v in changed.items())}: resume with the settings it began "
-                             "with")
-        for name, model in self.models.items():
-            model.load_state_dict(saved["models"][name])
+    def _go_on(self, saved: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.step, self.num_tokens = saved["step"], saved["num_tokens"]
-        self.history, self.state = saved["history"], saved["state"]
+        self.step, self.num_tokens, self.state = saved["step"], saved["num_tokens"], saved["state"]
+        for line in self.folder.lines(self.step):
+            for name, value in line.items():
+                self.history.setdefault(name, []).append(value)
 
 
-def read_history(folder: str | Path) -> dict[str, list[float]]:
-    """metrics.jsonl, each metric as a list with one value a step."""
-    lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").open(encoding="utf-8")]
-    return {name: [line[name] for line in lines] for name in lines[0]}
+def deal(batches: Batches, numbers: Sequence[int], accumulate: int, by_tokens: bool
+         ) -> tuple[list[list[int]], list[float]]:
+    """(this process's pieces of a batch, the share that each has of the whole batch's mean).
+
+    Every process gets equally many pieces, so that none waits for another: where examples are too few, one that
+    counts 0.
+    """
+    def weight(members: Sequence[int]) -> int:
+        return sum(len(r) for n in members for r in batches.examples[n].responses) if by_tokens else len(members)
+
+    mine = numbers[distributed.rank()::distributed.world_size()]
+    most = -(-len(numbers) // distributed.world_size())
+    size = -(-most // accumulate)
+    pieces = [list(mine[start:start + size]) for start in range(0, most, size)]
+    return [piece or list(numbers[:1]) for piece in pieces], [weight(piece) / weight(numbers) for piece in pieces]
+
+
+def digest_of(parts: Sequence[nn.Module | Example]) -> str:
+    """A short name for these very examples or weights."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, nn.Module):
+            for tensor in part.state_dict().values():
+                digest.update(tensor.detach().float().cpu().numpy().tobytes())
+        else:
+            for ids in (part.prompt, *part.responses):
+                digest.update(bytes(ids) + b"\xf8")  # a byte that no token is
+    return digest.hexdigest()[:16]

@@ -15,16 +15,19 @@ from data.world import WorldConfig
 from minigpt.checkpoint import load_model, save_checkpoint
 from minigpt.cli import (
     CommandConfig,
+    open_run,
     option,
     parse,
     peak_memory_mb,
     report,
-    write_config,
+    run,
+    warn,
 )
-from minigpt.evaluation import evaluate_policy, show_before_and_after
+from minigpt.evaluation import evaluate_policy, show_before_and_after, signs_of_collapse
 from minigpt.model import MiniGPT, copy_model_weights
 from minigpt.plots import running_mean, save_curves
-from minigpt.training import read_history, recipe
+from minigpt.run_folder import read_history
+from minigpt.training import recipe
 from ppo.train import PPOConfig, ppo_training
 from reward.main import make_reward_model
 from reward.model import RewardModel
@@ -63,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     started = time.perf_counter()
     command, rows, config, world_config, reward_file = parse(__doc__, argv, CommandConfig, RowsConfig, PPOConfig,
                                                              WorldConfig, RewardFileConfig, out="runs/ppo")
-    write_config(config.out, command, rows, config, world_config, reward_file)
+    open_run(config.out, config.resume, config.overwrite, command.device, command, rows, config, world_config, reward_file)
     task = load_task(rows, world_config, config.seed, command.init)
     reference = starting_point(task, command, config)
     reward = load_or_train_reward_model(reward_file.reward, reference, task, command, config)
@@ -93,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     report("PPO: held-out prompts", summary, config.out)
     print(f"\nIn memory: policy, reference {policy.count_parameters():,} weights each; reward model, value model "
           f"{sum(p.numel() for p in reward.parameters()):,} each")
+    warn(signs_of_collapse(summary))
     show_before_and_after(reference, policy, task.heldout_prompts[:4], command.max_new_tokens)
     rewards = ["objective/scores"] + ["true_reward"] * bool(task.world)
     save_curves(Path(config.out) / "curves.png", history,
@@ -101,4 +105,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

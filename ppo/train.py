@@ -6,8 +6,10 @@ from typing import ClassVar
 
 import torch
 
+from minigpt import distributed
 from minigpt.batching import Batches, Example, tokenize_example
-from minigpt.cli import option
+from minigpt.cli import option, warn
+from minigpt.evaluation import signs_of_collapse
 from minigpt.logprobs import token_logps
 from minigpt.model import MiniGPT, check_reference
 from minigpt.training import TrainingConfig, TrainingRun
@@ -59,21 +61,29 @@ def ppo_training(policy: MiniGPT, reference: MiniGPT, reward: RewardModel, promp
     check_reference(policy, reference)
     config = PPOConfig(num_episodes=num_episodes, lr=lr, kl_coeff=kl_coeff, **options)
     value_model = value_model_from(reward)
-    batch_size = min(config.batch_size, len(prompts))
-    examples = prompt_examples(prompts, policy.max_seq_len) * batch_size  # so that every rollout is a full one
-    batches = Batches(examples, batch_size, config.seed, sorted_together=1)
-    run = TrainingRun({"policy": policy.train(), "value": value_model}, config, config.num_episodes,
-                      lrs={"value": config.value_lr}, adam_eps=1e-5, state={"kl_coeff": config.kl_coeff})
+    batch_size = min(config.batch_size, len(prompts)) * distributed.world_size()
+    examples = prompt_examples(prompts, policy.max_seq_len)
+    batches = Batches(examples * batch_size, batch_size, config.seed, sorted_together=1)  # so that every rollout is full
+    run = TrainingRun({"policy": policy.train(), "value": value_model}, config, config.num_episodes, examples,
+                      [reference, reward], lrs={"value": config.value_lr}, adam_eps=1e-5,
+                      state={"kl_coeff": config.kl_coeff})
+    warned = False
     for batch in run.steps(batches):
-        generator = torch.Generator(policy.device).manual_seed(config.seed * 1_000_003 + run.step)
+        generator = torch.Generator(policy.device).manual_seed(config.seed * 1_000_003 + run.step
+                                                               + 10**9 * distributed.rank())
         rollout = sample_rollout(policy, reference, reward, value_model, batch, config.max_new_tokens,
                                  run.state["kl_coeff"], config.missing_eos_penalty, generator)
-        run.num_tokens += int(rollout.mask.sum())
         metrics = update_on(rollout, policy, value_model, run, config)
         measured = {} if measure is None else measure(*rollout.texts())
-        run.log({**rollout_metrics(rollout, run.state["kl_coeff"]), **metrics, **measured})
+        run.num_tokens += int(distributed.totals({"n": int(rollout.mask.sum())}, policy.device)["n"])
+        figures = {**rollout_metrics(rollout, run.state["kl_coeff"]), **metrics, **measured}
+        run.log(distributed.means(figures, policy.device))
+        signs = signs_of_collapse({"kl_nats_per_response": run.history["objective/kl_exact"][-1],
+                                   "finished_share": float(rollout.finished.float().mean())})
+        warn([f"episode {run.step}: {sign}" for sign in signs if not warned])
+        warned = warned or bool(signs)
         if config.target_kl is not None:
-            run.state["kl_coeff"] *= adaptive_factor(float(rollout.kl.mean()), config, len(rollout.scores))
+            run.state["kl_coeff"] *= adaptive_factor(run.history["objective/kl"][-1], config, batch_size)
     return policy.eval(), run.history["objective/scores"], run.history["objective/kl_exact"]
 
 
@@ -106,7 +116,8 @@ def update_on(rollout: Rollout, policy: MiniGPT, value_model: RewardModel, run: 
             values = token_values(value_model, part.token_ids, part.mask)
             v_loss, value_metrics = value_loss(values, part.values, returns[numbers], part.mask, config.value_clip)
             logged.append({name: float(value) for name, value in {**metrics, **value_metrics}.items()})
-            if metrics["policy/approxkl_avg"] > config.max_approxkl:  # too far from the rollout: it is spent
+            approxkl = distributed.means({"kl": logged[-1]["policy/approxkl_avg"]}, policy.device)["kl"]
+            if approxkl > config.max_approxkl:  # too far from the rollout: it is spent
                 return summarize(logged, explained)
             run.backward(policy_loss + config.value_coeff * v_loss)
             logged[-1]["grad_norm"] = run.optimizer_step()

@@ -15,7 +15,7 @@ from data.preferences import Record
 from data.task import RowsConfig, Task, load_task
 from data.world import World, WorldConfig
 from minigpt.checkpoint import save_checkpoint
-from minigpt.cli import CommandConfig, parse, peak_memory_mb, report, write_config, write_json
+from minigpt.cli import CommandConfig, open_run, parse, peak_memory_mb, report, run, write_json
 from minigpt.evaluation import sample_answers
 from minigpt.model import MiniGPT
 from minigpt.plots import save_calibration, save_curves
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     started = time.perf_counter()
     command, rows, config, world_config = parse(__doc__, argv, CommandConfig, RowsConfig, RewardConfig, WorldConfig,
                                                 out="runs/reward")
-    write_config(config.out, command, rows, config, world_config)
+    open_run(config.out, config.resume, config.overwrite, command.device, command, rows, config, world_config)
     task = load_task(rows, world_config, config.seed, command.init)
     sft_model = starting_point(task, command, config)
 
@@ -104,4 +104,4 @@ def show_scores(model: RewardModel, rows: Sequence[Record]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -9,6 +9,7 @@ from torch import Tensor
 from data.examples import preference_examples
 from minigpt.batching import Batches, Text, print_count, score_examples, tokenize_example
 from minigpt.cli import option
+from minigpt.distributed import world_size
 from minigpt.training import EpochConfig, TrainingRun
 from reward.loss import bradley_terry_loss
 from reward.model import RewardModel
@@ -35,8 +36,8 @@ def train_reward_model(model: RewardModel, rows: Sequence[Mapping], num_epochs: 
     Raises DataError on a row that cannot be used, FloatingPointError if the loss is not finite.
     """
     config = RewardConfig(num_epochs=num_epochs, lr=lr, **options)
-    batches = Batches(preference_examples(rows, model.max_seq_len), config.batch_size, config.seed)
-    run = TrainingRun({"reward": model.train()}, config, config.num_epochs * len(batches))
+    batches = Batches(preference_examples(rows, model.max_seq_len), config.batch_size * world_size(), config.seed)
+    run = TrainingRun({"reward": model.train()}, config, config.num_epochs * len(batches), batches.examples)
     for batch in run.steps(batches, config.accumulate):
         chosen_rewards, rejected_rewards = model.rewards_of(batch).unbind(1)      # (B,) each
         loss, metrics = bradley_terry_loss(chosen_rewards, rejected_rewards)

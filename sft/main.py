@@ -13,8 +13,8 @@ import torch
 from data.task import RowsConfig, Task, load_task
 from data.world import WorldConfig
 from minigpt.checkpoint import load_model, save_checkpoint
-from minigpt.cli import CommandConfig, check_device, parse, peak_memory_mb, report, write_config
-from minigpt.evaluation import sample_answers, show_before_and_after, text_measures
+from minigpt.cli import CommandConfig, check_device, open_run, parse, peak_memory_mb, report, run, warn
+from minigpt.evaluation import sample_answers, show_before_and_after, signs_of_collapse, text_measures
 from minigpt.model import MiniGPT, copy_model_weights
 from minigpt.plots import save_curves
 from minigpt.training import TrainingConfig, recipe
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     started = time.perf_counter()
     command, rows, config, world_config = parse(__doc__, argv, CommandConfig, RowsConfig, SFTConfig, WorldConfig,
                                                 out="runs/sft")
-    write_config(config.out, command, rows, config, world_config)
+    open_run(config.out, config.resume, config.overwrite, command.device, command, rows, config, world_config)
     task = load_task(rows, world_config, config.seed, command.init, demonstrations=True)
 
     base = load_model(command.init, MiniGPT, "--init", command.device) if command.init \
@@ -82,9 +82,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         summary["plain_text_loss_nats_per_token"] = evaluate_loss(model, plain)
     summary |= {"seconds": time.perf_counter() - started, "peak_memory_mb": peak_memory_mb(), "models_in_memory": 1}
     report("SFT: held-out prompts", summary, config.out)
+    warn(signs_of_collapse(summary))
     show_before_and_after(base, model, task.heldout_prompts[:4], command.max_new_tokens)
     save_curves(Path(config.out) / "curves.png", {"SFT loss": losses}, {"nats per response token": ["SFT loss"]})
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

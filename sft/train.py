@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from data.examples import sft_examples
 from minigpt.batching import Batches
 from minigpt.cli import option
+from minigpt.distributed import world_size
 from minigpt.logprobs import logps_of_examples, token_logps
 from minigpt.model import MiniGPT
 from minigpt.training import EpochConfig, TrainingRun
@@ -34,8 +35,8 @@ def sft_train(model: MiniGPT, rows: Sequence[Mapping], num_epochs: int = 1, lr: 
     Raises DataError on a row that cannot be used, FloatingPointError if the loss is not finite.
     """
     config = SFTConfig(num_epochs=num_epochs, lr=lr, **options)
-    batches = Batches(sft_examples(rows, model.max_seq_len), config.batch_size, config.seed)
-    run = TrainingRun({"model": model.train()}, config, config.num_epochs * len(batches))
+    batches = Batches(sft_examples(rows, model.max_seq_len), config.batch_size * world_size(), config.seed)
+    run = TrainingRun({"model": model.train()}, config, config.num_epochs * len(batches), batches.examples)
     for batch in run.steps(batches, config.accumulate, by_tokens=True):
         logps = token_logps(model, batch.token_ids, batch.segments)
         loss, metrics = sft_loss(logps, batch.response_mask)

@@ -6,7 +6,7 @@ import pytest
 from data import PREFERENCE_DATA, DataError, load_preferences, load_sft
 from data.files import save_jsonl
 from data.layouts import SPELLINGS
-from data.preferences import check_preferences, check_sft, split_by_prompt
+from data.preferences import SHORTEST_PROMPT, WHAT_GIVES_WAY, check_preferences, check_sft, make_fit, split_by_prompt
 from minigpt import EOS
 from minigpt.batching import tokenize_example
 
@@ -168,9 +168,8 @@ def test_broken_json_is_named_with_file_and_line(tmp_path, load, line):
 
 
 @pytest.mark.parametrize(("bad", "message"), [
-    ({**GOOD, "chosen": "b"}, "identical"), ({**GOOD, "prompt": 3}, "'prompt' is int"),
-    ({"a": "b"}, "columns found are a"), ({**GOOD, "rejected": ""}, "'rejected' is empty"),
-    ([1], "list"), ({}, "none")])
+    ({**GOOD, "prompt": 3}, "'prompt' is int"), ({"a": "b"}, "columns found are a"),
+    ({**GOOD, "rejected": ""}, "'rejected' is empty"), ([1], "list"), ({}, "none")])
 def test_a_bad_row_of_a_file_is_named_with_file_and_line(tmp_path, bad, message):
     (tmp_path / "rows.jsonl").write_text(f"{json.dumps(GOOD)}\n\n\n{json.dumps(bad)}\n", encoding="utf-8")
     with pytest.raises(DataError, match=rf"rows\.jsonl, line 4: .*{message}"):
@@ -181,6 +180,109 @@ def test_an_empty_file_is_named(tmp_path):
     (tmp_path / "rows.jsonl").write_bytes(b"\n\n")
     with pytest.raises(DataError, match=r"rows\.jsonl.*no rows"):
         load_preferences(tmp_path / "rows.jsonl")
+
+
+# --- rows that are too long -------------------------------------------------------------------------------------------
+
+LONG = {"prompt": "the first words, and what was asked last", "chosen": "yes", "rejected": "by no means"}
+LONG_NEEDS = len(LONG["prompt"]) + 1 + len(LONG["rejected"]) + 1
+
+
+@pytest.mark.parametrize("gives_way", WHAT_GIVES_WAY)
+def test_rows_that_fit_to_the_last_token_are_left_alone_and_nothing_is_printed(capsys, gives_way):
+    rows = [GOOD, LONG, {"prompt": "", "response": "x" * (LONG_NEEDS - 2)}]
+    assert make_fit(rows, LONG_NEEDS, gives_way) == rows
+    assert not tokenize_example(LONG["prompt"], [LONG["chosen"], LONG["rejected"]], LONG_NEEDS).is_cut
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("less", [1, 2, 9])
+def test_a_prompt_that_gives_way_loses_its_beginning_and_no_more_of_it_than_it_must(capsys, less):
+    assert make_fit([GOOD, LONG], LONG_NEEDS - less, "prompt") == [GOOD, {**LONG, "prompt": LONG["prompt"][less:]}]
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    assert f"max_seq_len={LONG_NEEDS - less}: kept 2 of 2 rows; prompt cut from the left in 1 (" in out and "1)" in out
+
+
+def test_a_row_with_too_little_left_of_its_prompt_is_dropped(capsys):
+    least = LONG_NEEDS - len(LONG["prompt"]) + SHORTEST_PROMPT
+    assert make_fit([GOOD, LONG], least, "prompt") == [GOOD, {**LONG, "prompt": LONG["prompt"][-SHORTEST_PROMPT:]}]
+    capsys.readouterr()
+    assert make_fit([GOOD, LONG], least - 1, "prompt") == [GOOD]
+    assert f"max_seq_len={least - 1}: kept 1 of 2 rows; too long and dropped: 1 (" in capsys.readouterr().out
+
+
+def test_a_prompt_that_is_short_from_the_start_is_no_reason_to_drop_a_row():
+    row = {"prompt": "q", "response": "x" * 40}
+    assert make_fit([row], 43, "prompt") == [row]
+    with pytest.raises(DataError, match="max_seq_len=42"):
+        make_fit([row], 42, "prompt")
+
+
+def test_the_longest_response_decides_how_much_of_a_prompt_is_left():
+    (row,) = make_fit([{**LONG, "chosen": "x" * 20}], 50, "prompt")
+    assert row["prompt"] == LONG["prompt"][-(50 - 1 - 20 - 1):]
+
+
+@pytest.mark.parametrize(("letter", "size"), [("x", 1), ("é", 2), ("日", 3), ("🙂", 4)])
+@pytest.mark.parametrize("more", range(4))
+def test_a_cut_prompt_begins_with_a_whole_letter(letter, size, more):
+    room = 40 + more
+    (row,) = make_fit([{"prompt": letter * 60, "response": "a"}], room + 3, "prompt")
+    assert row == {"prompt": letter * (room // size), "response": "a"}
+
+
+def test_letters_are_measured_in_bytes():
+    rows = [{"prompt": "q", "response": "日" * 10}, {"prompt": "日" * 10, "response": "q"}]
+    assert make_fit(rows, 33, "row") == rows
+    with pytest.raises(DataError, match="max_seq_len=32"):
+        make_fit(rows, 32, "row")
+
+
+def test_where_the_response_gives_way_it_is_left_for_the_batch_to_cut(capsys):
+    rows = [GOOD, LONG, {"prompt": "q", "chosen": "x" * 90, "rejected": "y"}]
+    assert make_fit(rows, LONG_NEEDS - 1, "response") == rows
+    assert capsys.readouterr().out == ""
+    example = tokenize_example(LONG["prompt"], [LONG["chosen"], LONG["rejected"]], LONG_NEEDS - 1)
+    assert example.is_cut and example.responses[1][-1] != EOS
+
+
+def test_where_the_response_gives_way_only_a_prompt_without_room_for_any_is_dropped(capsys):
+    least = len(LONG["prompt"]) + 2
+    assert make_fit([LONG, GOOD], least, "response") == [LONG, GOOD]
+    assert len(tokenize_example(LONG["prompt"], [LONG["chosen"]], least).responses[0]) == 1
+    assert capsys.readouterr().out == ""
+    assert make_fit([LONG, GOOD], least - 1, "response") == [GOOD]
+    assert f"max_seq_len={least - 1}: kept 1 of 2 rows; too long and dropped: 1 (" in capsys.readouterr().out
+
+
+def test_a_row_that_gives_way_is_dropped_whole_and_the_first_few_are_named(capsys):
+    rows = [GOOD, *[LONG] * 7, GOOD]
+    assert make_fit(rows, LONG_NEEDS - 1, "row") == [GOOD, GOOD]
+    out = capsys.readouterr().out
+    assert f"max_seq_len={LONG_NEEDS - 1}: kept 2 of 9 rows; too long and dropped: 7 (" in out
+    assert "1, 2, 3, 4, 5)" in out
+
+
+def test_rows_cut_and_rows_dropped_are_both_counted_and_order_is_kept(capsys):
+    rows = [{**GOOD, "prompt": str(n)} for n in range(3)]
+    hopeless = {**LONG, "chosen": "x" * 90}
+    assert make_fit([rows[0], LONG, rows[1], hopeless, rows[2]], LONG_NEEDS - 1, "prompt") == [
+        rows[0], {**LONG, "prompt": LONG["prompt"][1:]}, rows[1], rows[2]]
+    out = capsys.readouterr().out
+    assert "prompt cut from the left in 1 (" in out and "too long and dropped: 1 (" in out
+
+
+def test_making_fit_changes_no_row_in_place():
+    row = dict(LONG)
+    make_fit([row], LONG_NEEDS - 1, "prompt")
+    assert row == LONG
+
+
+@pytest.mark.parametrize("gives_way", WHAT_GIVES_WAY)
+def test_no_row_that_fits_is_an_error_that_names_the_length(gives_way):
+    with pytest.raises(DataError, match=r"no row fits.*max_seq_len=12"):
+        make_fit([LONG, LONG], 12, gives_way)
 
 
 # --- splitting --------------------------------------------------------------------------------------------------------

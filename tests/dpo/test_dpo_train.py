@@ -10,7 +10,7 @@ from data import DataError
 from dpo import dpo_train, evaluate_preference_accuracy
 from dpo.evaluate import implicit_rewards
 from minigpt import sequence_logps
-from minigpt.training import read_history
+from minigpt.run_folder import read_history
 from sft import sft_train
 
 

@@ -106,8 +106,8 @@ def test_mask_of_a_cut_row_covers_its_response_without_eos():
 def test_segments_tell_prompt_responses_and_padding_apart():
     examples = tokenize_examples([("a", ["1", "23"]), ("b", ["4", "5"]), ("cd", ["6", "7"])], 16)
     batch = Batches(examples, 8).collate([2, 0, 1])
-    assert batch.segments.tolist() == [[0, 0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2, 2], [0, 0, 1, 1, 2, 2, -1]]
-    assert batch.token_ids[1].tolist() == [ord("a"), SEP, ord("1"), EOS, ord("2"), ord("3"), EOS]
+    assert batch.segments.tolist() == [[0, 0, 0, 1, 1, 2, 2, -1], [0, 0, 1, 1, 2, 2, 2, -1], [0, 0, 1, 1, 2, 2, -1, -1]]
+    assert batch.token_ids[1].tolist() == [ord("a"), SEP, ord("1"), EOS, ord("2"), ord("3"), EOS, PAD]
     assert batch.lengths.tolist() == [7, 7, 6]
     assert batch.examples.tolist() == [2, 0, 1]
 
@@ -127,7 +127,18 @@ def test_first_token_of_every_response_is_predicted_from_the_end_of_the_prompt()
 
 
 def test_rows_of_one_response_need_no_mask():
-    assert prompt_and_own(torch.tensor([[0, 0, 1, 1, -1]])) == (None, None)
+    positions, visible = prompt_and_own(torch.tensor([[0, 0, 1, 1, -1]]))
+    assert positions.tolist() == [[0, 1, 2, 3, 0]] and visible is None
+    assert prompt_and_own(torch.tensor([[False, False, True, True, False]])) == (None, None)
+
+
+def test_padding_may_go_beyond_max_seq_len(make_model):
+    model = make_model(max_seq_len=20)
+    example = tokenize_example("a" * 9, ["b" * 9], 20)  # 20 tokens, in 24 columns
+    batch = Batches([example], 1).collate([0])
+    assert batch.token_ids.shape == (1, 24)
+    torch.testing.assert_close(token_logps(model, batch.token_ids, batch.segments).sum(),
+                               sequence_logps(model, ["a" * 9], ["b" * 9])[0])
 
 
 # --- nothing that is only bookkeeping changes a number ----------------------------------------------------------------

@@ -1,4 +1,5 @@
 import json
+import signal
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +13,7 @@ import reward.main
 import sft.main
 from data.world import WorldConfig
 from dpo.train import DPOConfig
-from minigpt.cli import CommandConfig, check_device, option, parse, report, write_config
+from minigpt.cli import CommandConfig, UserError, check_device, open_run, option, parse, report, run
 from ppo.train import PPOConfig
 from reward.train import RewardConfig
 from sft.train import SFTConfig
@@ -89,7 +90,7 @@ def test_every_command_explains_its_options(command, capsys):
 
 
 def test_config_and_summary_are_written_and_printed(tmp_path, capsys):
-    write_config(str(tmp_path), Shape(), Command(quick=True))
+    open_run(str(tmp_path), False, False, "cpu", Shape(), Command(quick=True))
     written = json.loads((tmp_path / "config.json").read_text())
     assert written["side_length"] == 10 and written["quick"] is True
     report("Title", {"loss": 0.123456, "steps": 7}, str(tmp_path))
@@ -102,3 +103,37 @@ def test_a_device_that_is_not_there_raises():
     assert check_device("cpu") == torch.device("cpu")
     with pytest.raises(ValueError, match=r"--device tpu.*cpu"):
         check_device("tpu")
+
+
+def test_a_command_refuses_a_folder_with_another_run_and_goes_on_only_with_the_same_settings(tmp_path):
+    open_run(str(tmp_path), False, False, "cpu", Shape())
+    with pytest.raises(UserError, match=r"another run.*--resume.*--overwrite"):
+        open_run(str(tmp_path), False, False, "cpu", Shape())
+    open_run(str(tmp_path), True, False, "cpu", Shape())
+    kept = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(UserError, match="begun with side_length=10"):
+        open_run(str(tmp_path), True, False, "cpu", Shape(side_length=99))
+    assert (tmp_path / "config.json").read_bytes() == kept
+    open_run(str(tmp_path), False, True, "cpu", Shape(side_length=99))
+
+
+def end_of(main):
+    with pytest.raises(SystemExit) as end:
+        run(main)
+    return end.value.code
+
+
+def test_what_a_user_can_mend_ends_in_one_line_and_a_mistake_of_ours_in_a_traceback(capsys):
+    def fail(error):
+        raise error
+    assert end_of(lambda: fail(UserError("mend this"))) == 1
+    assert capsys.readouterr().err == "error: mend this\n"
+    with pytest.raises(ValueError, match="ours"):
+        run(lambda: fail(ValueError("ours")))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_outside_of_training_ends_a_command_with_its_exit_code(number, code):
+    handler = signal.getsignal(signal.SIGTERM)
+    assert end_of(lambda: signal.raise_signal(number)) == code
+    signal.signal(signal.SIGTERM, handler)

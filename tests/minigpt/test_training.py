@@ -1,6 +1,8 @@
 import json
 import math
+import signal
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +10,10 @@ from torch import nn
 
 from data.examples import sft_examples
 from minigpt.batching import Batches
-from minigpt.training import EpochConfig, TrainingConfig, TrainingRun, read_history
+from minigpt.checkpoint import load_state
+from minigpt.cli import UserError
+from minigpt.run_folder import read_history
+from minigpt.training import EpochConfig, TrainingConfig, TrainingRun
 from sft import sft_train
 
 
@@ -142,9 +147,17 @@ def test_log_has_one_line_a_step_and_counts_real_tokens(make_model, recited, tmp
 
 
 def test_a_fresh_run_begins_its_log_anew(make_model, recited, tmp_path):
-    for _ in range(2):
-        sft_train(make_model(), recited, batch_size=4, out=str(tmp_path))
+    for overwrite in (False, True):
+        sft_train(make_model(), recited, batch_size=4, out=str(tmp_path), overwrite=overwrite)
         assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_folder_with_another_run_is_refused_and_left_as_it_was(make_model, recited, tmp_path):
+    sft_train(make_model(), recited, batch_size=4, out=str(tmp_path))
+    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match=r"holds another run.*--resume.*--overwrite"):
+        sft_train(make_model(), recited, batch_size=4, out=str(tmp_path))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
 
 
 # --- the same result by another way -----------------------------------------------------------------------------------
@@ -187,7 +200,7 @@ def test_resumed_sft_repeats_the_unbroken_run_bit_for_bit(make_model, recited, c
 
 def test_a_finished_run_resumes_to_itself(make_model, recited, tmp_path, weights_equal):
     first, losses = sft_train(make_model(), recited, 2, batch_size=4, out=str(tmp_path))
-    again, same = sft_train(make_model(seed=9), recited, 2, batch_size=4, out=str(tmp_path), resume=True)
+    again, same = sft_train(make_model(), recited, 2, batch_size=4, out=str(tmp_path), resume=True)
     assert weights_equal(first, again) and same == losses
 
 
@@ -196,9 +209,86 @@ def test_resuming_where_nothing_was_saved_starts_from_the_beginning(make_model, 
     assert weights_equal(first, sft_train(make_model(), recited)[0])
 
 
+@pytest.mark.parametrize(("what", "change"), [("start", {"model": 9}), ("examples", {"rows": 11}), ("lr", {"lr": 0.5})])
+def test_resuming_another_run_raises_naming_what_differs(make_model, recited, tmp_path, what, change):
+    sft_train(make_model(), recited, 2, batch_size=4, out=str(tmp_path))
+    settings = {"model": 0, "rows": 12, "lr": 1.5e-3, **change}
+    with pytest.raises(UserError, match=rf"state\.pt was made with {what}="):
+        sft_train(make_model(settings["model"]), recited[12 - settings["rows"]:], 2, settings["lr"], batch_size=4,
+                  out=str(tmp_path), resume=True)
+
+
+def test_a_log_that_was_cut_is_not_gone_on_with(make_model, recited, tmp_path):
+    sft_train(make_model(), recited, 2, batch_size=4, out=str(tmp_path))
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"metrics\.jsonl has fewer lines"):
+        sft_train(make_model(), recited, 2, batch_size=4, out=str(tmp_path), resume=True)
+
+
+def test_a_full_disk_loses_no_earlier_checkpoint(make_model, recited, tmp_path, monkeypatch, weights_equal):
+    whole, _ = sft_train(make_model(), recited, 4, batch_size=4, out=str(tmp_path / "whole"), save_every=3)
+    saves, save = [], torch.save
+
+    def save_until_full(state, file):
+        saves.append(state["step"])
+        if len(saves) == 3:
+            file.write(b"half a checkpoint")
+            raise OSError(28, "No space left on device")
+        save(state, file)
+    monkeypatch.setattr(torch, "save", save_until_full)
+    with pytest.raises(UserError, match=r"No space left.*last good checkpoint is .*state\.pt.*--resume"):
+        sft_train(make_model(), recited, 4, batch_size=4, out=str(tmp_path / "full"), save_every=3)
+    assert saves == [3, 6, 9] and load_state(tmp_path / "full" / "state.pt")["step"] == 6
+    monkeypatch.undo()
+    again, _ = sft_train(make_model(), recited, 4, batch_size=4, out=str(tmp_path / "full"), save_every=3, resume=True)
+    assert weights_equal(again, whole)
+
+
+def test_a_disk_without_room_is_an_error_before_the_training(make_model, recited, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match=r"0 MB are free.*checkpoints need 1 MB"):
+        sft_train(make_model(), recited, out=str(tmp_path))
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_before_the_training(make_model, recited, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"cannot be written.*another --out"):
+        sft_train(make_model(), recited, out=str(tmp_path / "file" / "run"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_after_its_step_with_a_checkpoint_and_its_exit_code(make_model, recited, tmp_path, capsys,
+                                                                           weights_equal, number):
+    whole, losses = sft_train(make_model(), recited, 3, batch_size=4, out=str(tmp_path / "whole"))
+    log = TrainingRun.log
+
+    def log_and_be_told(self, metrics):
+        log(self, metrics)
+        if self.step == 4:
+            signal.raise_signal(number)
+    handler = signal.getsignal(number)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        patch.setattr(TrainingRun, "log", log_and_be_told)
+        sft_train(make_model(), recited, 3, batch_size=4, out=str(tmp_path / "told"))
+    assert stopped.value.code == 128 + number and signal.getsignal(number) is handler
+    assert "stopped after step 5 of 9" in capsys.readouterr().out
+    again, same = sft_train(make_model(), recited, 3, batch_size=4, out=str(tmp_path / "told"), resume=True)
+    assert weights_equal(again, whole) and same == losses
+
+
+def test_a_loss_that_is_not_finite_names_the_rows_and_the_last_good_checkpoint(make_model, tmp_path):
+    model = make_model()
+    run = TrainingRun({"model": model}, TrainingConfig(batch_size=4, out=str(tmp_path), save_every=1), 4)
+    with pytest.raises(FloatingPointError, match=r"step 2.*last good checkpoint is .*state\.pt.*\[\d, \d, \d, \d\]"):
+        for batch in run.steps(batches_of(ROWS)):
+            loss = model(batch.token_ids).logsumexp(-1).mean()
+            run.update(loss if run.step == 0 else loss * float("nan"), {})
+
+
 def test_resuming_with_another_number_of_steps_raises(make_model, recited, tmp_path):
     sft_train(make_model(), recited, 2, batch_size=4, out=str(tmp_path))
-    with pytest.raises(ValueError, match=r"state\.pt.*6 steps.*12"):
+    with pytest.raises(ValueError, match=r"state\.pt.*steps=6.*steps=12"):
         sft_train(make_model(), recited, 4, batch_size=4, out=str(tmp_path), resume=True)
 
 

@@ -5,7 +5,7 @@ import torch
 
 from minigpt import generate
 from minigpt.batching import NoRoomError, tokenize_prompt
-from minigpt.training import read_history
+from minigpt.run_folder import read_history
 from ppo import ppo_training
 from ppo.train import PPOConfig, adaptive_factor, explained_variance
 from reward import RewardModel

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from data import DataError, World, WorldConfig
-from minigpt.training import read_history
+from minigpt.run_folder import read_history
 from reward import RewardModel, evaluate_reward_accuracy, score, train_reward_model
 from reward.main import accuracy_by_fault
 from reward.train import calibration, reward_margins

@@ -1,0 +1,70 @@
+"""Run by test_distributed.py and test_kills.py, alone and under torchrun:
+
+    small_run.py STAGE OUT BATCH_SIZE [--resume] [--die-at STEP]
+
+Trains a small model of the stage in float32 on 30 pairs and saves it.
+"""
+
+import argparse
+import os
+
+import torch
+
+from dpo import dpo_train
+from minigpt import MiniGPT, copy_model_weights, distributed
+from minigpt.checkpoint import save_checkpoint
+from minigpt.cli import run
+from minigpt.training import TrainingRun
+from ppo import ppo_training
+from reward import RewardModel, train_reward_model
+from sft import sft_train
+
+SMALL = {"embed_dim": 32, "num_heads": 2, "num_layers": 2, "max_seq_len": 64, "ff_dim": 64}
+PAIRS = [{"prompt": f"{n}?", "chosen": f"{n} " + "thanks " * (n % 4 + 1), "rejected": f"{n} no"} for n in range(30)]
+
+
+def train(stage: str, options: dict) -> torch.nn.Module:
+    model, reference = MiniGPT(**SMALL), MiniGPT(**SMALL)
+    copy_model_weights(model, reference)
+    if stage == "sft":
+        rows = [{"prompt": row["prompt"], "response": row["chosen"]} for row in PAIRS]
+        return sft_train(model, rows, 3, 1e-3, accumulate=2, **options)[0]
+    if stage == "reward":
+        return train_reward_model(RewardModel.from_policy(model), PAIRS, 3, 1e-3, **options)[0]
+    if stage == "dpo":
+        return dpo_train(model, reference, PAIRS, 3, 1e-3, **options)[0]
+    prompts = [row["prompt"] for row in PAIRS]
+    return ppo_training(model, reference, RewardModel(**SMALL), prompts, 4, 1e-3, minibatch_size=4, max_new_tokens=8,
+                        **options)[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("stage")
+    parser.add_argument("out")
+    parser.add_argument("batch_size", type=int)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--die-at", type=int)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    distributed.start("cpu")
+    if options.die_at is not None:
+        log = TrainingRun.log
+
+        def log_and_die(self, metrics):
+            log(self, metrics)
+            if self.step == options.die_at and distributed.rank() == distributed.world_size() - 1:
+                os._exit(9)  # as if the machine had taken it
+        TrainingRun.log = log_and_die
+    model = train(options.stage, {"batch_size": options.batch_size, "precision": "float32", "out": options.out,
+                                  "save_every": 1, "resume": options.resume})
+    print("only the first process is heard")
+    if distributed.rank() == 0:
+        save_checkpoint(model, f"{options.out}/model.pt")
+    else:
+        torch.save(model.state_dict(), f"{options.out}/rank{distributed.rank()}.pt")
+
+
+if __name__ == "__main__":
+    run(main)

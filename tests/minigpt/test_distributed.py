@@ -1,0 +1,105 @@
+"""Two processes do what one does: the same losses, the same weights, to float32 rounding."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from minigpt import load_checkpoint
+from minigpt.batching import Batches, Example
+from minigpt.training import deal
+
+SCRIPT = Path(__file__).with_name("small_run.py")
+ROOT = SCRIPT.parents[2]
+
+
+def launch(processes, *arguments):
+    """The finished process of `small_run.py`, alone or under torchrun."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    return subprocess.run([sys.executable, *torchrun, str(SCRIPT), *map(str, arguments)], cwd=ROOT, timeout=120,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+                          capture_output=True, text=True)
+
+
+def lines_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
+def test_two_processes_at_half_the_batch_repeat_one(stage, tmp_path):
+    one, two = launch(1, stage, tmp_path / "one", 8), launch(2, stage, tmp_path / "two", 4)
+    assert one.returncode == two.returncode == 0, two.stderr
+    assert two.stdout.count("only the first process is heard") == 1
+    alone, together = lines_of(tmp_path / "one"), lines_of(tmp_path / "two")
+    assert len(alone) == 12  # 30 examples in batches of 8, 8, 8 and 6: the last deals 3 to each
+    for a, b in zip(alone, together, strict=True):
+        for extreme in ("min_reward", "max_reward") if stage == "reward" else ():  # together: the mean of each one's own
+            a.pop(extreme), b.pop(extreme)
+        assert b == pytest.approx(a, rel=1e-4, abs=1e-5)
+    models = [load_checkpoint(tmp_path / name / "model.pt") for name in ("one", "two")]
+    other = torch.load(tmp_path / "two" / "rank1.pt", weights_only=True)
+    shifts = ("head.bias", "trunk.final_norm.bias")  # of a reward: free, so moved by rounding alone
+    for name, weight in models[0].state_dict().items():
+        assert torch.equal(models[1].state_dict()[name], other[name])
+        if name not in shifts:
+            torch.testing.assert_close(models[1].state_dict()[name], weight, rtol=0, atol=2e-5)
+
+
+def test_ppo_in_two_processes_is_reproducible_and_keeps_them_together(tmp_path):
+    for name in ("one", "two"):
+        done = launch(2, "ppo", tmp_path / name, 8)
+        assert done.returncode == 0, done.stderr
+    assert lines_of(tmp_path / "one") == lines_of(tmp_path / "two")
+    model = load_checkpoint(tmp_path / "one" / "model.pt").state_dict()
+    other = torch.load(tmp_path / "one" / "rank1.pt", weights_only=True)
+    assert all(torch.equal(weight, other[name]) for name, weight in model.items())
+    first = lines_of(tmp_path / "one")[0]
+    assert first["val/first_ratio"] == pytest.approx(1, abs=1e-5)
+    assert first["val/response_tokens"] <= 8
+
+
+def test_a_process_that_dies_takes_the_job_down_and_the_job_resumes(tmp_path):
+    whole = launch(2, "dpo", tmp_path / "whole", 4)
+    assert whole.returncode == 0, whole.stderr
+    started = time.monotonic()
+    dead = launch(2, "dpo", tmp_path / "dead", 4, "--die-at", 5)
+    assert dead.returncode != 0 and time.monotonic() - started < 60
+    assert "small_run.py FAILED" in dead.stderr and "exitcode  : 9" in dead.stderr
+    assert not (tmp_path / "dead" / "model.pt").exists()
+    wrong = launch(1, "dpo", tmp_path / "dead", 4, "--resume")
+    assert wrong.returncode == 1 and "processes=2" in wrong.stderr.split("not with")[0]
+    resumed = launch(2, "dpo", tmp_path / "dead", 4, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert (tmp_path / "dead" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+    models = [load_checkpoint(tmp_path / name / "model.pt").state_dict() for name in ("dead", "whole")]
+    assert all(torch.equal(weight, models[1][name]) for name, weight in models[0].items())
+
+
+# --- how a batch is dealt out -----------------------------------------------------------------------------------------
+
+EXAMPLES = [Example([1], (list(range(n + 1)),)) for n in range(7)]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5, 9])
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+@pytest.mark.parametrize("by_tokens", [False, True])
+def test_every_example_is_dealt_once_and_the_shares_sum_to_one(monkeypatch, processes, accumulate, by_tokens):
+    monkeypatch.setattr("minigpt.distributed.world_size", lambda: processes)
+    batches, dealt, total, pieces_of_each = Batches(EXAMPLES, 7), [], 0.0, set()
+    for rank in range(processes):
+        monkeypatch.setattr("minigpt.distributed.rank", lambda rank=rank: rank)
+        pieces, shares = deal(batches, list(range(7)), accumulate, by_tokens)
+        pieces_of_each.add(len(pieces))
+        for piece, share in zip(pieces, shares, strict=True):
+            assert piece  # something to run, even where it counts 0
+            if share:
+                dealt += piece
+                weights = [n + 1 for n in piece] if by_tokens else [1] * len(piece)
+                assert share == pytest.approx(sum(weights) / (28 if by_tokens else 7))
+            total += share
+    assert sorted(dealt) == list(range(7)) and total == pytest.approx(1) and len(pieces_of_each) == 1
