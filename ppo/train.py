@@ -25,7 +25,7 @@ Measure = Callable[[Sequence[str], Sequence[str]], dict[str, float]]
 class PPOConfig(TrainingConfig):
     """The recipe of `python -m ppo.main`."""
 
-    QUICK: ClassVar[dict] = {"num_episodes": 7, "batch_size": 64, "minibatch_size": 32, "lr": 1e-4, "kl_coeff": 0.5}
+    QUICK: ClassVar[dict] = {"num_episodes": 7, "batch_size": 64, "minibatch_size": 32, "lr": 1e-4}
 
     num_episodes: int = option(32, "episodes: one is a rollout of batch_size prompts and the updates made from it")
     lr: float = option(3e-4, "peak learning rate of the policy")
@@ -33,7 +33,7 @@ class PPOConfig(TrainingConfig):
     batch_size: int = option(128, "prompts in one rollout (all of them, if there are fewer)")
     minibatch_size: int = option(64, "responses in one optimizer step")
     ppo_epochs: int = option(2, "passes over one rollout")
-    kl_coeff: float = option(0.3, "price of a nat of KL to the reference, in units of the score (beta)")
+    kl_coeff: float = option(0.5, "price of a nat of KL to the reference, in units of the score (beta)")
     target_kl: float | None = option(None, "nats per response that an adaptive kl_coeff steers to (none: it is fixed)")
     kl_horizon: int = option(500, "the adaptive kl_coeff changes by at most 0.2 x responses / this in an episode")
     max_approxkl: float = option(0.1, "stop updating on a rollout once the policy moved so far from it, nats a token")
