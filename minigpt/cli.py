@@ -41,8 +41,8 @@ class CommandConfig:
 def parse(description: str, argv: Sequence[str] | None, *configs: type, **defaults: Any) -> list[Any]:
     """One instance of each dataclass in `configs`, filled from the command line.
 
-    A field that two of them share is one option.  `defaults` override a field's own; --quick then applies each
-    dataclass's QUICK dictionary, and what the user typed wins over both.
+    A field that two of them share is one option.  `defaults` override a field's own; --quick and --data then apply each
+    dataclass's QUICK and OWN_DATA dictionary, and what the user typed wins over all of them.
     """
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -59,9 +59,11 @@ def parse(description: str, argv: Sequence[str] | None, *configs: type, **defaul
                 kind = {"type": _plain_type(hints[setting.name]), "choices": setting.metadata["choices"]}
             group.add_argument(flag, default=default, help=setting.metadata["help"], **kind)
     parser.set_defaults(**defaults)
-    if "--quick" in (sys.argv[1:] if argv is None else argv):
-        for config in configs:
-            parser.set_defaults(**getattr(config, "QUICK", {}))
+    typed = parser.parse_args(argv)
+    for flag, presets in (("quick", "QUICK"), ("data", "OWN_DATA")):
+        if getattr(typed, flag, None):
+            for config in configs:
+                parser.set_defaults(**getattr(config, presets, {}))
     values = vars(parser.parse_args(argv))
     return [config(**{setting.name: values[setting.name] for setting in fields(config)}) for config in configs]
 

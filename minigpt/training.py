@@ -33,9 +33,13 @@ from minigpt.run_folder import RunFolder
 
 @dataclass
 class TrainingConfig:
-    """What every run can be told; each stage adds its own and chooses the defaults.  QUICK: what --quick changes."""
+    """What every run can be told; each stage adds its own and chooses the defaults.
+
+    QUICK: what --quick changes; OWN_DATA: what --data changes, since a file has fewer rows than the world.
+    """
 
     QUICK: ClassVar[dict] = {}
+    OWN_DATA: ClassVar[dict] = {}
 
     lr: float = option(1e-3, "peak learning rate of AdamW")
     batch_size: int = option(64, "examples in one optimizer step (of each process)")
@@ -60,9 +64,10 @@ class EpochConfig(TrainingConfig):
     accumulate: int = option(1, "backward passes that share one optimizer step (less memory, the same result)")
 
 
-def recipe(config_class: type, run: TrainingConfig, stage: str, quick: bool) -> Any:
+def recipe(config_class: type, run: TrainingConfig, stage: str, quick: bool, own_data: bool) -> Any:
     """The default settings of another stage, for a start made on the way to `run`: its seed, a folder inside its own."""
-    return config_class(**{**(config_class.QUICK if quick else {}), "seed": run.seed, "resume": run.resume,
+    changed = (config_class.QUICK if quick else {}) | (config_class.OWN_DATA if own_data else {})
+    return config_class(**{**changed, "seed": run.seed, "resume": run.resume,
                            "overwrite": run.overwrite, "out": f"{run.out}/{stage}"})
 
 

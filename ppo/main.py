@@ -49,7 +49,7 @@ def load_or_train_reward_model(path: str | None, reference: MiniGPT, task: Task,
     if path is not None:
         return load_model(path, RewardModel, "--reward", command.device)
     print("no --reward given: training a reward model")
-    reward_config = recipe(RewardConfig, config, "reward", command.quick)
+    reward_config = recipe(RewardConfig, config, "reward", command.quick, task.world is None)
     reward, _, _ = make_reward_model(reference, task, reward_config, command.max_new_tokens)
     save_checkpoint(reward, Path(reward_config.out) / "model.pt")
     return reward

@@ -38,7 +38,7 @@ def make_reward_model(sft_model: MiniGPT, task: Task, config: RewardConfig, max_
                       ) -> tuple[RewardModel, list[float], list[float]]:
     """Train on the task's pairs, then centre on the SFT model's answers to some of the training prompts."""
     torch.manual_seed(config.seed)
-    model = RewardModel.from_policy(sft_model)
+    model = RewardModel.from_policy(sft_model, config.pooling)
     model, losses, accuracies = train_reward_model(model, task.preferences, **vars(config))
     prompts, responses = sample_answers(sft_model, task.prompts[:CENTRING_PROMPTS], 1, max_new_tokens, config.seed)
     center(model, prompts, [response.ids for response in responses])
@@ -63,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     task = load_task(rows, world_config, config.seed, command.init)
     sft_model = starting_point(task, command, config)
 
-    fresh = evaluate_reward_accuracy(RewardModel.from_policy(sft_model), task.heldout_preferences)
+    torch.manual_seed(config.seed)
+    fresh = evaluate_reward_accuracy(RewardModel.from_policy(sft_model, config.pooling), task.heldout_preferences)
     model, losses, accuracies = make_reward_model(sft_model, task, config, command.max_new_tokens)
     save_checkpoint(model, Path(config.out) / "model.pt")
 

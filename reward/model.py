@@ -5,19 +5,28 @@ from torch import Tensor, nn
 
 from minigpt.batching import Batch, prompt_and_own
 from minigpt.model import MiniGPT, copy_model_weights
-from minigpt.tokenizer import VOCAB_SIZE
+from minigpt.tokenizer import SEP, VOCAB_SIZE
+
+POOLINGS = ("last", "mean")
 
 
 class RewardModel(nn.Module):
-    """A MiniGPT trunk with a scalar head.  Takes MiniGPT's arguments.
+    """A MiniGPT trunk with a scalar head.  Takes MiniGPT's arguments, and how a response's tokens make one reward.
 
-    The reward of a row is the head's value at its *last real token*, the EOS of a finished response: the only place
-    where causal attention has seen all of it.  Read one token later, it would be the value of padding.
+    pooling "last": the head's value at the *last real token*, the EOS of a finished response: the only place where
+    causal attention has seen all of it.  Read one token later, it would be the value of padding.
+    pooling "mean": the mean over the response's tokens.  Where preferences hang on words and phrases, and rows are few,
+    it learns from every token instead of one.
+
+    Raises ValueError on another pooling.
     """
 
     def __init__(self, vocab_size: int = VOCAB_SIZE, embed_dim: int = 128, num_heads: int = 4, num_layers: int = 4,
-                 max_seq_len: int = 128, ff_dim: int = 512):
+                 max_seq_len: int = 128, ff_dim: int = 512, pooling: str = "last"):
         super().__init__()
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling={pooling!r} is none of {POOLINGS}")
+        self.pooling = pooling
         self.trunk = MiniGPT(vocab_size, embed_dim, num_heads, num_layers, max_seq_len, ff_dim)
         self.head = nn.Linear(embed_dim, 1)
         # std 1 / sqrt(d + 1) and no bias: rewards of unit size at the start (Huang et al. 2024, "The N+ details")
@@ -25,15 +34,15 @@ class RewardModel(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     @classmethod
-    def from_policy(cls, model: MiniGPT) -> "RewardModel":
+    def from_policy(cls, model: MiniGPT, pooling: str = "last") -> "RewardModel":
         """A reward model that starts from a language model's weights, with a fresh head."""
-        reward = cls(**model.settings).to(model.device)
+        reward = cls(**model.settings, pooling=pooling).to(model.device)
         copy_model_weights(model, reward.trunk)
         return reward
 
     @property
-    def settings(self) -> dict[str, int]:
-        return self.trunk.settings
+    def settings(self) -> dict[str, int | str]:
+        return {**self.trunk.settings, "pooling": self.pooling}
 
     @property
     def max_seq_len(self) -> int:
@@ -43,22 +52,27 @@ class RewardModel(nn.Module):
     def device(self) -> torch.device:
         return self.trunk.device
 
-    def token_values(self, token_ids: Tensor) -> Tensor:
-        """The head at every position, (B, T) -> (B, T): a value function reads these, a reward only the last."""
-        return self.head(self.trunk.hidden_states(token_ids)).squeeze(-1).float()
+    def token_values(self, token_ids: Tensor, positions: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
+        """The head at every position, (B, T) -> (B, T): a value function reads these, a reward pools them."""
+        return self.head(self.trunk.hidden_states(token_ids, positions, visible)).squeeze(-1).float()
 
     def forward(self, token_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Rewards of rows padded on the right: (B, T), lengths (B,) -> (B,).  Without lengths no token is padding."""
-        hidden = self.trunk.hidden_states(token_ids)
-        ends = lengths - 1 if lengths is not None else torch.full((len(hidden),), hidden.shape[1] - 1, device=hidden.device)
-        last = hidden[torch.arange(len(hidden), device=hidden.device), ends]
-        return self.head(last).squeeze(-1).float()
+        columns = torch.arange(token_ids.shape[1], device=token_ids.device)
+        real = columns < (token_ids.shape[1] if lengths is None else lengths[:, None])
+        separators = (token_ids == SEP).int()
+        response = (separators.cumsum(1) - separators > 0) | (separators.sum(1, keepdim=True) == 0)  # behind the first SEP
+        return self.pool(self.token_values(token_ids), (real & response)[:, None])[:, 0]
 
     def rewards_of(self, batch: Batch) -> Tensor:
         """The reward of every response of a batch: (B, k) for k responses a row."""
-        hidden = self.trunk.hidden_states(batch.token_ids, *prompt_and_own(batch.segments))
-        columns = torch.arange(hidden.shape[1], device=hidden.device)
-        ends = torch.stack([((batch.segments == j) * columns).argmax(1)
-                            for j in range(1, int(batch.segments.max()) + 1)], 1)                  # (B, k)
-        rows = torch.arange(len(hidden), device=hidden.device)[:, None]
-        return self.head(hidden[rows, ends]).squeeze(-1).float()
+        values = self.token_values(batch.token_ids, *prompt_and_own(batch.segments))
+        members = torch.stack([batch.segments == j for j in range(1, int(batch.segments.max()) + 1)], 1)
+        return self.pool(values, members)
+
+    def pool(self, values: Tensor, members: Tensor) -> Tensor:
+        """One reward for each response: values (B, T), members (B, k, T), True on a response's tokens -> (B, k)."""
+        if self.pooling == "mean":
+            return (values[:, None] * members).sum(-1) / members.sum(-1)
+        columns = torch.arange(values.shape[1], device=values.device)
+        return values.gather(1, (members * columns).argmax(-1))

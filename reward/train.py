@@ -12,7 +12,7 @@ from minigpt.cli import option
 from minigpt.distributed import world_size
 from minigpt.training import EpochConfig, TrainingRun
 from reward.loss import bradley_terry_loss
-from reward.model import RewardModel
+from reward.model import POOLINGS, RewardModel
 
 
 @dataclass
@@ -24,6 +24,8 @@ class RewardConfig(EpochConfig):
     warmup: float = option(0.1, "share of the steps in which the learning rate rises from 0")
     batch_size: int = option(8, "pairs in one optimizer step")
     weight_decay: float = option(0.1, "AdamW's pull of matrices towards zero")
+    pooling: str = option("last", "what of a response is scored: its last token, or the mean over its tokens",
+                          choices=POOLINGS)
     precision: str = option("auto", "arithmetic of the matrix products (auto: bfloat16 where the processor has it)",
                             choices=("auto", "float32", "bfloat16"))
 

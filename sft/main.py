@@ -48,7 +48,7 @@ def starting_point(task: Task, command: CommandConfig, run: TrainingConfig) -> M
     if command.init is not None:
         return load_model(command.init, MiniGPT, "--init", command.device)
     print("no --init given: training an SFT model to start from")
-    config = recipe(SFTConfig, run, "sft", command.quick)
+    config = recipe(SFTConfig, run, "sft", command.quick, task.world is None)
     model, _ = train_sft_model(train_base_model(task, config, command), task, config)
     save_checkpoint(model, Path(config.out) / "model.pt")
     return model

@@ -73,7 +73,7 @@ def test_from_policy_copies_the_trunk_and_leaves_the_policy_alone(make_model, we
     policy = make_model(num_heads=4)
     kept = weights_of(policy)
     reward = RewardModel.from_policy(policy)
-    assert weights_equal(reward.trunk, policy) and reward.settings == policy.settings
+    assert weights_equal(reward.trunk, policy) and reward.settings == {**policy.settings, "pooling": "last"}
     with torch.no_grad():
         for parameter in reward.parameters():
             parameter.add_(1.0)
@@ -100,3 +100,23 @@ def test_center_makes_the_mean_zero_and_keeps_the_differences(make_reward, texts
 def test_score_reports_what_it_cut_off(make_reward, capsys):
     score(make_reward(), ["a", "a"], ["b", "b" * 90])
     assert "cut short in 1 of 2" in capsys.readouterr().out
+
+
+def test_mean_pooling_is_the_mean_of_the_head_over_the_response(make_reward, texts):
+    model = make_reward(pooling="mean")
+    batch = collate(tokenize_examples([(p, [r, "z" + r]) for p, r in texts], 64))
+    expected = []
+    for prompt, response in texts:
+        ids = tokenize_example(prompt, [response], 64)
+        values = model.token_values(torch.tensor([ids.prompt + ids.responses[0]]))[0]
+        expected.append(values[len(ids.prompt):].mean())
+    prompts, responses = zip(*texts, strict=True)
+    torch.testing.assert_close(score(model, prompts, responses), torch.stack(expected), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model.rewards_of(batch)[:, 0], torch.stack(expected), rtol=1e-5, atol=1e-5)
+    alone = collate([tokenize_example(p, [r], 64) for p, r in texts if p])
+    torch.testing.assert_close(model(alone.token_ids, alone.lengths), model.rewards_of(alone)[:, 0], rtol=1e-5, atol=1e-5)
+
+
+def test_another_pooling_raises(small):
+    with pytest.raises(ValueError, match="pooling='max'"):
+        RewardModel(**small, pooling="max")

@@ -1,0 +1,117 @@
+"""The same stage by TRL, on a GPT-2 of MiniGPT's size:  python -m tests.benchmarks.peer STAGE [--data FILE] [--bf16]
+
+The same rows, batches, lengths and numbers of steps as in `tests.benchmarks.ours`; needs the extra [peers].  TRL 1.12
+is the last release with a PPO trainer.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from minigpt.cli import peak_memory_mb
+from tests.benchmarks.ours import EPISODES, GENERATED, ROWS, UNITS
+from tests.benchmarks.rows import benchmark_rows
+
+EOS, PAD = 256, 257
+
+
+def byte_tokenizer(padding_side: str) -> PreTrainedTokenizerFast:
+    """One token a byte, and two more."""
+    vocabulary = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    vocabulary |= {"<eos>": EOS, "<pad>": PAD}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", bos_token="<eos>",
+                                   padding_side=padding_side)
+
+
+def gpt2(**more) -> GPT2Config:
+    return GPT2Config(vocab_size=258, n_positions=256, n_embd=128, n_layer=4, n_head=4, n_inner=512, resid_pdrop=0,
+                      embd_pdrop=0, attn_pdrop=0, bos_token_id=EOS, eos_token_id=EOS, pad_token_id=PAD, **more)
+
+
+def scorer() -> GPT2ForSequenceClassification:
+    return GPT2ForSequenceClassification(gpt2(num_labels=1))
+
+
+def work_of(stage: str, data: str | None, bf16: bool) -> tuple[Callable[[], object], int]:
+    torch.manual_seed(0)
+    rows = benchmark_rows(data, ROWS)
+    model, twin = GPT2LMHeadModel(gpt2()), GPT2LMHeadModel(gpt2())
+    twin.load_state_dict(model.state_dict())
+    if stage == "generate":
+        return generate_thrice(model.eval()), GENERATED
+    tokenizer = byte_tokenizer("left" if stage == "ppo" else "right")
+    common = {"output_dir": tempfile.mkdtemp(), "learning_rate": 1e-4, "report_to": [], "use_cpu": True, "bf16": bf16,
+              "save_strategy": "no", "gradient_checkpointing": False}
+    once = {**common, "num_train_epochs": 1, "logging_steps": 8, "max_length": 256}
+    pairs = [{**row, "prompt": row["prompt"] + "\n"} for row in rows]
+    if stage == "sft":
+        from trl import SFTConfig, SFTTrainer
+
+        rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in pairs]
+        return SFTTrainer(model=model, args=SFTConfig(per_device_train_batch_size=32, **once),
+                          train_dataset=Dataset.from_list(rows), processing_class=tokenizer).train, len(rows)
+    if stage == "reward":
+        from trl import RewardConfig, RewardTrainer
+
+        return RewardTrainer(model=scorer(), args=RewardConfig(per_device_train_batch_size=16, **once),
+                             train_dataset=Dataset.from_list(pairs), processing_class=tokenizer).train, len(pairs)
+    if stage == "dpo":
+        from trl import DPOConfig, DPOTrainer
+
+        arguments = DPOConfig(per_device_train_batch_size=16, beta=0.1, precompute_ref_log_probs=True, **once)
+        trainer = DPOTrainer(model=model, ref_model=twin, args=arguments, train_dataset=Dataset.from_list(pairs),
+                             processing_class=tokenizer)
+        return trainer.train, len(pairs)
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+    prompts = Dataset.from_list([{"input_ids": tokenizer(row["prompt"])["input_ids"]} for row in pairs
+                                 if len(row["prompt"]) <= 65])
+    arguments = PPOConfig(per_device_train_batch_size=64, gradient_accumulation_steps=1, num_mini_batches=1,
+                          total_episodes=EPISODES, num_ppo_epochs=4, response_length=48, num_sample_generations=0,
+                          eval_strategy="no", stop_token="eos", kl_coef=0.05, **common)
+    return PPOTrainer(args=arguments, processing_class=tokenizer, model=model, ref_model=twin, reward_model=scorer(),
+                      value_model=scorer(), train_dataset=prompts, eval_dataset=prompts).train, EPISODES
+
+
+def generate_thrice(model: GPT2LMHeadModel) -> Callable[[], None]:
+    prompts = torch.randint(1, EOS, (64, 32))
+    settings = {"attention_mask": torch.ones_like(prompts), "do_sample": True, "pad_token_id": PAD}
+    model.generate(prompts, max_new_tokens=4, **settings)
+
+    def work() -> None:
+        for _ in range(3):
+            model.generate(prompts, max_new_tokens=64, min_new_tokens=64, **settings)
+    return work
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stage", choices=UNITS)
+    parser.add_argument("--data")
+    parser.add_argument("--bf16", action="store_true")
+    options = parser.parse_args()
+    with contextlib.redirect_stdout(sys.stderr):
+        work, units = work_of(options.stage, options.data, options.bf16)
+        start = time.perf_counter()
+        work()
+    seconds = time.perf_counter() - start
+    print(json.dumps({"stage": options.stage, "bf16": options.bf16, "unit": UNITS[options.stage], "rate": units / seconds,
+                      "seconds": seconds, "peak_mb": peak_memory_mb()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""How fast every stage is, how much memory it takes, and how that compares:
+
+    python -m tests.benchmarks.run [--peers] [--quick] [--json FILE]
+
+Every measurement is a process of its own.  With --peers (the extra [peers]) ours and TRL take turns, and the ratio is
+the median of the pairs' ratios: machines are noisy, and a ratio of neighbours is not.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+from minigpt.cli import write_json
+from minigpt.model import MiniGPT
+from minigpt.training import fast_precision
+from tests.benchmarks.ours import UNITS
+
+
+def measure(module: str, stage: str, data: str | None, bf16: bool) -> dict[str, Any]:
+    """One stage in a process of its own.  Raises CalledProcessError if it fails; its messages are shown."""
+    command = [sys.executable, "-m", f"tests.benchmarks.{module}", stage, *["--data", data] * (data is not None),
+               *["--bf16"] * bf16]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def stage_lines(data: str | None, peers: bool, pairs: int) -> list[dict[str, Any]]:
+    """For each stage and precision: rate and memory of ours, and the peer's and the ratios if asked for."""
+    lines, precisions = [], (False, True) if fast_precision(torch.device("cpu")) == "bfloat16" else (False,)
+    todo = [(stage, bf16) for stage in UNITS for bf16 in precisions if not (bf16 and stage == "generate")]
+    for stage, bf16 in tqdm(todo, desc="stages"):
+        ours, theirs = [], []
+        for _ in range(pairs):
+            ours.append(measure("ours", stage, data, bf16))
+            if peers:
+                theirs.append(measure("peer", stage, data, bf16))
+        line = {"stage": stage, "precision": "bfloat16" if bf16 else "float32", "unit": UNITS[stage],
+                "rate": median(run["rate"] for run in ours), "peak_mb": median(run["peak_mb"] for run in ours)}
+        if peers:
+            line |= {"peer_rate": median(run["rate"] for run in theirs),
+                     "peer_peak_mb": median(run["peak_mb"] for run in theirs),
+                     "times_as_fast": median(a["rate"] / b["rate"] for a, b in zip(ours, theirs, strict=True)),
+                     "share_of_memory": median(a["peak_mb"] / b["peak_mb"] for a, b in zip(ours, theirs, strict=True))}
+        lines.append(line)
+    return lines
+
+
+class PlainGPT(nn.Module):
+    """A GPT of MiniGPT's shape from PyTorch's own layers, the way nanoGPT writes it: the yardstick of the training step."""
+
+    def __init__(self, model: MiniGPT):
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(256, 128), nn.Embedding(model.max_seq_len, 128)
+        self.blocks = nn.ModuleList(nn.ModuleDict({
+            "norm1": nn.LayerNorm(128), "qkv": nn.Linear(128, 384, bias=False), "out": nn.Linear(128, 128, bias=False),
+            "norm2": nn.LayerNorm(128), "wide": nn.Linear(128, 512), "narrow": nn.Linear(512, 128)}) for _ in range(4))
+        self.norm = nn.LayerNorm(128)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        B, T = ids.shape
+        x = self.tokens(ids) + self.positions(torch.arange(T))
+        for block in self.blocks:
+            q, k, v = block["qkv"](block["norm1"](x)).split(128, 2)
+            q, k, v = (t.view(B, T, 4, 32).transpose(1, 2) for t in (q, k, v))
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).contiguous().view(B, T, 128)
+            x = x + block["out"](y)
+            x = x + block["narrow"](F.gelu(block["wide"](block["norm2"](x)), approximate="tanh"))
+        return self.norm(x) @ self.tokens.weight.T
+
+
+def seconds_of(work: Callable[[], object], repeats: int) -> float:
+    """The median time of one call."""
+    work()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return median(times)
+
+
+def training_step(model: nn.Module, ids: torch.Tensor) -> Callable[[], None]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def step() -> None:
+        F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return step
+
+
+def other_lines(repeats: int) -> dict[str, float]:
+    """A training step beside plain PyTorch's and beside the machine's rate of matrix products; and what an import costs."""
+    ids = torch.randint(0, 256, (16, 129))
+    model = MiniGPT()
+    ours, plain = (seconds_of(training_step(each, ids), repeats) for each in (model, PlainGPT(model)))
+    a, b = torch.randn(2048, 512), torch.randn(512, 512)
+    rate = 2 * 2048 * 512 * 512 / seconds_of(lambda: a @ b, 5 * repeats)
+    weights = sum(p.numel() for p in model.parameters() if p.dim() == 2) - model.position_embedding.weight.numel()
+    attention = 4 * 2 * 128 * 128  # multiplications and additions for each token and layer, causal or not
+    flops = 3 * 16 * 128 * (2 * weights + model.num_layers * attention)  # forward, and twice that backward
+    imports = [float(subprocess.run([sys.executable, "-c", f"import time, torch; t = time.perf_counter(); {what}; "
+                                     "print(time.perf_counter() - t)"], check=True, capture_output=True, text=True).stdout)
+               for what in ("from dpo import dpo_loss", "import minigpt")]
+    return {"training_step_tokens_per_s": 16 * 128 / ours, "plain_pytorch_tokens_per_s": 16 * 128 / plain,
+            "times_as_fast_as_plain_pytorch": plain / ours, "matrix_products_gflop_per_s": rate / 1e9,
+            "share_of_matrix_rate_in_a_step": flops / ours / rate, "import_dpo_loss_s_on_top_of_torch": imports[0],
+            "import_minigpt_s_on_top_of_torch": imports[1]}
+
+
+def show(lines: list[dict[str, Any]]) -> None:
+    columns = [column for column in lines[0] if column != "unit"]
+    print("\n" + "  ".join(column.rjust(max(10, len(column))) for column in columns))
+    for line in lines:
+        cells = [f"{line[column]:.4g}" if isinstance(line[column], float) else str(line[column]) for column in columns]
+        print("  ".join(cell.rjust(max(10, len(column))) for cell, column in zip(cells, columns, strict=True))
+              + f"   {line['unit']}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", action="store_true", help="beside TRL (pip install -e '.[peers]' -c constraints.txt)")
+    parser.add_argument("--quick", action="store_true", help="one measurement of each instead of three")
+    parser.add_argument("--data", help="preference rows to use instead of made-up ones")
+    parser.add_argument("--json", help="write all figures to this file")
+    options = parser.parse_args()
+    lines = stage_lines(options.data, options.peers, 1 if options.quick else 3)
+    other = other_lines(3 if options.quick else 15)
+    show(lines)
+    print("\n" + "\n".join(f"{name:<40}{value:12.4g}" for name, value in other.items()))
+    if options.json:
+        write_json(options.json, {"stages": lines, **other})
+
+
+if __name__ == "__main__":
+    main()
