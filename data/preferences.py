@@ -4,9 +4,9 @@ Inside the library a preference is {"prompt", "chosen", "rejected"} and a demons
 layouts and spellings of others (`data.layouts`) are accepted where data comes in, and nowhere else.
 """
 
-import random
+import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from data.files import DataError, read_rows
@@ -58,12 +58,7 @@ def load_preferences(path: str | Path) -> list[Record]:
     A pair of identical responses is left out and counted in another line.
     Raises DataError naming file, line and what to change.
     """
-    records, places = _load(path, preference)
-    same = [place for place, record in zip(places, records, strict=True) if record["chosen"] == record["rejected"]]
-    if same:
-        print(f"{path}: left out {len(same)} rows whose chosen and rejected are identical (the first: "
-              f"{', '.join(same[:5])})")
-    return _not_empty([record for record in records if record["chosen"] != record["rejected"]], f"{path}: ")
+    return [record for _, record in read_records(path, preference)]
 
 
 def load_sft(path: str | Path) -> list[Record]:
@@ -71,19 +66,27 @@ def load_sft(path: str | Path) -> list[Record]:
 
     Raises DataError naming file, line and what to change.
     """
-    return _not_empty(_load(path, demonstration)[0], f"{path}: ")
+    return [record for _, record in read_records(path, demonstration)]
 
 
-def _load(path: str | Path, read: Callable[[Mapping, str], tuple[Record, str]]) -> tuple[list[Record], list[str]]:
-    records, places, layouts = [], [], Counter()
+def read_records(path: str | Path, read: Callable[[Mapping, str], tuple[Record, str]]) -> list[tuple[str, Record]]:
+    """(where it stands in the file, record) for each row; `read` is `preference` or `demonstration`."""
+    records, same, layouts = [], [], Counter()
     for place, row in read_rows(path):
         record, layout = read(row, f"{path}, {place}")
-        records.append(record)
-        places.append(place)
         layouts[layout] += 1
-    if records:
-        print(f"{path}: {len(records)} rows of {', '.join(records[0])}, found as {' and '.join(layouts)}")
-    return records, places
+        if "chosen" in record and record["chosen"] == record["rejected"]:
+            same.append(place)
+        else:
+            records.append((place, record))
+    if layouts:
+        print(f"{path}: {layouts.total()} rows of {', '.join(record)}, found as {' and '.join(layouts)}")
+    if same:
+        print(f"{path}: left out {len(same)} rows whose chosen and rejected are identical (the first: "
+              f"{', '.join(same[:5])})")
+    if not records:
+        raise DataError(f"{path}: there are no rows" + " whose chosen and rejected differ" * bool(same))
+    return records
 
 
 # --- rows that are too long -------------------------------------------------------------------------------------------
@@ -92,50 +95,56 @@ WHAT_GIVES_WAY = ("prompt", "response", "row")
 SHORTEST_PROMPT = 16  # tokens: what is left of a prompt that was cut to less says too little
 
 
-def make_fit(records: Sequence[Record], max_seq_len: int, gives_way: str) -> list[Record]:
-    """The records whose prompt and responses fit into max_seq_len tokens, with a printed line if any was cut, another if
-    any was dropped (rows are counted from 0, among those that can be used at all).
+def make_fit(records: Sequence[tuple[str, Record]], max_seq_len: int, gives_way: str) -> list[Record | None]:
+    """Each (place, record) made to fit into max_seq_len tokens, or None where that cannot be; what was cut and what was
+    dropped is printed, a line for each, with the first places.  Raises DataError if nothing is left."""
+    fitted = [fit(record, max_seq_len, gives_way) for _, record in records]
+    cut = [place for (place, old), new in zip(records, fitted, strict=True) if new is not None and new != old]
+    dropped = [place for (place, _), new in zip(records, fitted, strict=True) if new is None]
+    kept = len(records) - len(dropped)
+    for what, places in (("prompt cut from the left in", cut), ("too long and dropped:", dropped)):
+        if places:
+            print(f"max_seq_len={max_seq_len}: kept {kept} of {len(records)} rows; {what} {len(places)} (the first: "
+                  f"{', '.join(places[:5])})")
+    if not kept:
+        raise DataError(f"no row fits into max_seq_len={max_seq_len}: raise it")
+    return fitted
+
+
+def fit(record: Record, max_seq_len: int, gives_way: str) -> Record | None:
+    """The record if its prompt and responses fit, else what is left of it, if anything.
 
     gives_way: "prompt" (it loses its beginning; a row with too little left of it is dropped), "response" (left as it
     is here: `minigpt.batching` cuts it and takes away its EOS, so that the model does not learn to stop there; only a
     prompt without room for any response is dropped), or "row" (dropped).  A prompt of N bytes takes N + 1 tokens, and
     so does a response.
     """
-    kept, cut, dropped = [], [], []
-    for number, record in enumerate(records):
-        prompt = record["prompt"].encode()
-        longest = max(len(text.encode()) + 1 for name, text in record.items() if name != "prompt")
-        room = max_seq_len - 1 - (longest if gives_way != "response" else 1)  # bytes that the prompt may take
-        if len(prompt) <= room:
-            kept.append(record)
-        elif gives_way == "prompt" and room >= SHORTEST_PROMPT:
-            kept.append({**record, "prompt": prompt[-room:].decode(errors="ignore")})  # whole letters only
-            cut.append(number)
-        else:
-            dropped.append(number)
-    for what, rows in (("prompt cut from the left in", cut), ("too long and dropped:", dropped)):
-        if rows:
-            print(f"max_seq_len={max_seq_len}: kept {len(kept)} of {len(records)} rows; {what} {len(rows)} (the first: rows "
-                  f"{', '.join(map(str, rows[:5]))})")
-    if not kept:
-        raise DataError(f"no row fits into max_seq_len={max_seq_len}: raise it")
-    return kept
+    prompt = record["prompt"].encode()
+    longest = max(len(text.encode()) + 1 for name, text in record.items() if name != "prompt")
+    room = max_seq_len - 1 - (longest if gives_way != "response" else 1)  # bytes that the prompt may take
+    if len(prompt) <= room:
+        return record
+    if gives_way == "prompt" and room >= SHORTEST_PROMPT:
+        return {**record, "prompt": prompt[-room:].decode(errors="ignore")}  # whole letters only
+    return None
 
 
 # --- a held-out part --------------------------------------------------------------------------------------------------
 
 
-def split_by_prompt(rows: Sequence[Record], heldout_share: float, seed: int) -> tuple[list[Record], list[Record]]:
-    """(training rows, held-out rows): whole prompts, so that none stands on both sides.
+def heldout_prompts(prompts: Iterable[str], share: float, seed: int) -> set[str]:
+    """Which prompts are held out: about this share of them, and at least one.
 
-    Raises DataError if there are fewer than two different prompts.
+    Whether a prompt is follows from it and the seed alone, so that SFT and the stages after it agree even where they
+    read different rows.  Raises DataError if there are fewer than two different prompts.
     """
-    prompts = sorted({row["prompt"] for row in rows})
-    if len(prompts) < 2:
+    def draw(prompt: str) -> float:
+        return int.from_bytes(hashlib.sha256(f"{seed} {prompt}".encode()).digest()[:8], "big") / 2**64
+
+    different = sorted(set(prompts), key=draw)
+    if len(different) < 2:
         raise DataError("a held-out part needs at least two different prompts")
-    count = min(len(prompts) - 1, max(1, round(heldout_share * len(prompts))))
-    heldout = set(random.Random(seed).sample(prompts, count))
-    return [r for r in rows if r["prompt"] not in heldout], [r for r in rows if r["prompt"] in heldout]
+    return {prompt for prompt in different[:-1] if draw(prompt) < share} or {different[0]}
 
 
 def _mapping(row: Mapping, where: str) -> Mapping:
@@ -164,7 +173,7 @@ def _record(row: Mapping, columns: Sequence[str], where: str, may_be_empty: Sequ
     return record
 
 
-def _not_empty(records: list[Record], where: str = "") -> list[Record]:
+def _not_empty(records: list[Record]) -> list[Record]:
     if not records:
-        raise DataError(f"{where}there are no rows")
+        raise DataError("there are no rows")
     return records

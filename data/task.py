@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from data.preferences import WHAT_GIVES_WAY, Record, load_preferences, load_sft, make_fit, split_by_prompt
+from data.files import DataError
+from data.preferences import WHAT_GIVES_WAY, Record, demonstration, heldout_prompts, make_fit, preference, read_records
 from data.world import World, WorldConfig
 from minigpt.checkpoint import load_checkpoint
 from minigpt.cli import UserError, option
@@ -24,7 +25,7 @@ class RowsConfig:
 
 @dataclass
 class Task:
-    """Training and held-out rows and prompts, none longer than max_seq_len and no prompt on both sides.
+    """Training and held-out rows and prompts; no prompt stands on both sides.
 
     `world` is None for a file.
     """
@@ -69,9 +70,17 @@ def load_task(config: RowsConfig, world_config: WorldConfig, seed: int, init: st
         world = World(world_config, seed)
         return Task(max_seq_len, world.sft_rows, world.heldout_sft_rows, world.preferences, world.heldout_preferences,
                     world.plain_text, world.heldout_plain_text, world)
-    rows = load_sft(path) if demonstrations else load_preferences(path)
-    train, heldout = split_by_prompt(make_fit(rows, max_seq_len, config.long_rows), HELDOUT_SHARE, seed)
+    records = read_records(path, demonstration if demonstrations else preference)
+    held = heldout_prompts((record["prompt"] for _, record in records), HELDOUT_SHARE, seed)
+    train, heldout = [], []
+    for (_, record), fitted in zip(records, make_fit(records, max_seq_len, config.long_rows), strict=True):
+        if fitted is not None:
+            (heldout if record["prompt"] in held else train).append(fitted)
+    cut = {record["prompt"] for record in heldout}  # two prompts may have become one
+    train = [record for record in train if record["prompt"] not in cut]
     print(f"{path}: {len(train)} rows to train on, {len(heldout)} held out, no prompt on both sides")
+    if not train or not heldout:
+        raise DataError(f"{path}: too few rows that fit for a part to train on and one to hold out")
     if demonstrations:
         return Task(max_seq_len, train, heldout, [], [])
     return Task(max_seq_len, _chosen(train), _chosen(heldout), train, heldout)

@@ -22,7 +22,7 @@ from statistics import mean
 from typing import ClassVar, NamedTuple
 
 from data.facts import CAPITALS, COLOURS, FIRST_OPERANDS, OPPOSITES, SECOND_OPERANDS, WORDS, YOUNG_ANIMALS
-from minigpt.cli import option
+from minigpt.cli import UserError, option
 
 ORDINALS = ("first", "last")
 
@@ -147,8 +147,8 @@ class WorldConfig:
     QUICK: ClassVar[dict] = {"facts": 8, "plain_rows": 1800, "sft_rows": 3800, "preference_rows": 800, "heldout_rows": 300}
 
     facts: int = option(42, "facts that are asked about; fewer are learned sooner")
-    plain_rows: int = option(12000, "paragraphs of plain text for the base model")
-    sft_rows: int = option(12000, "demonstrations")
+    plain_rows: int = option(14000, "paragraphs of plain text for the base model")
+    sft_rows: int = option(15000, "demonstrations")
     preference_rows: int = option(16000, "preference pairs to train on")
     heldout_rows: int = option(1500, "held-out preference pairs")
     temperature: float = option(0.35, "of the annotators: 0.1 is nearly always right, 10 nearly a coin")
@@ -168,12 +168,12 @@ class World:
     def __init__(self, config: WorldConfig | None = None, seed: int = 0):
         self.config, self.seed = config or WorldConfig(), seed
         if not 0 <= self.config.label_noise <= 1:
-            raise ValueError(f"label_noise={self.config.label_noise} is a share: between 0 and 1")
+            raise UserError(f"label_noise={self.config.label_noise} is a share: between 0 and 1")
         if self.config.temperature <= 0:
-            raise ValueError(f"temperature={self.config.temperature} must be above 0")
+            raise UserError(f"temperature={self.config.temperature} must be above 0")
         known = all_questions()
         if not 1 <= self.config.facts <= len(known):
-            raise ValueError(f"facts={self.config.facts} must be between 1 and {len(known)}")
+            raise UserError(f"facts={self.config.facts} must be between 1 and {len(known)}")
         self.questions = [known[i * len(known) // self.config.facts] for i in range(self.config.facts)]  # of all families
         self._answers = {family: {q.answer for q in known if q.family == family}
                          for family in dict.fromkeys(q.family for q in known)}

@@ -13,6 +13,7 @@ from data.task import RowsConfig, Task, load_task
 from data.world import WorldConfig
 from dpo.evaluate import evaluate_preference_accuracy, implicit_rewards
 from dpo.train import DPOConfig, dpo_train
+from minigpt import distributed
 from minigpt.checkpoint import save_checkpoint
 from minigpt.cli import (
     CommandConfig,
@@ -23,8 +24,8 @@ from minigpt.cli import (
     report,
     run,
     warn,
-    write_json,
 )
+from minigpt.disk import write_json
 from minigpt.evaluation import evaluate_policy, show_before_and_after, signs_of_collapse
 from minigpt.model import MiniGPT, copy_model_weights
 from minigpt.plots import save_curves
@@ -85,6 +86,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     policy, losses, margins = make_dpo_policy(reference, task, config)
     save_checkpoint(policy, Path(config.out) / "model.pt")
+    swept = beta_sweep(reference, task, command, config) if sweep.sweep else []
+    if distributed.rank() > 0:  # the report is for one
+        return
 
     summary = {"loss_first_step": losses[0], "margin_first_step": margins[0],
                **measure(policy, reference, task, command, config)}
@@ -94,8 +98,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         summary["true_reward_before"] = before["true_reward"]
     summary |= {"seconds": time.perf_counter() - started, "peak_memory_mb": peak_memory_mb(), "models_in_memory": 2}
     report("DPO: held-out pairs and prompts", summary, config.out)
-    if sweep.sweep:
-        show_sweep(beta_sweep(reference, task, command, config), config.out)
+    if swept:
+        show_sweep(swept, config.out)
     warn(signs_of_collapse(summary))
     show_before_and_after(reference, policy, task.heldout_prompts[:4], command.max_new_tokens)
     save_curves(Path(config.out) / "curves.png", {"loss": losses, "margin": margins},

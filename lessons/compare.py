@@ -7,6 +7,8 @@ prompts.  Everything goes into --out: report.md, report.html, results.json, figu
 
 import json
 import multiprocessing
+import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,7 +26,8 @@ from dpo.evaluate import evaluate_preference_accuracy
 from lessons.limit import Frontier, best_of_n_kl
 from lessons.report import write_report
 from minigpt.checkpoint import load_checkpoint
-from minigpt.cli import check_device, open_run, option, parse, run, write_json
+from minigpt.cli import UserError, check_device, open_run, option, parse, run
+from minigpt.disk import write_json
 from minigpt.evaluation import kl_to_reference, sample_answers, text_measures
 from minigpt.model import MiniGPT
 from minigpt.run_folder import read_history
@@ -42,7 +45,7 @@ class CompareConfig:
     out: str = option("runs/compare", "folder for the report and the stages")
     seed: int = option(0, "of everything")
     device: str = option("cpu", "cpu, cuda or mps")
-    quick: bool = option(False, "about a minute: everything runs, little is learned")
+    quick: bool = option(False, "under a minute: a world of eight facts")
     sweep: bool = option(False, "also train DPO at four values of beta, and draw them in")
     resume: bool = option(False, "go on where a run with the same --out was stopped")
     overwrite: bool = option(False, "replace the run in --out")
@@ -69,7 +72,7 @@ class Answers:
 
 def fresh_processes() -> multiprocessing.context.BaseContext:
     """Processes that begin empty but for the imports, which a server makes once where the system can fork."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
+    if sys.platform != "linux":  # elsewhere forking after these imports is unsafe, or impossible
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*(f"{stage}.main" for stage in STAGES), "matplotlib.pyplot"])  # the last if it is there
@@ -91,7 +94,11 @@ def run_stage(stage: str, config: CompareConfig, data_flags: Sequence[str], *fla
     print(f"\n=== python -m {stage}.main {' '.join(argv)}", flush=True)
     process = fresh_processes().Process(target=run_command, args=(stage, argv), daemon=True)  # which ends when this one does
     process.start()
-    process.join()
+    try:
+        process.join()
+    except KeyboardInterrupt:  # which the stage heard as well: let it save
+        process.join()
+        raise
     if process.exitcode:
         raise SystemExit(f"{stage}.main stopped with exit code {process.exitcode}; what went before is kept: mend the cause "
                          "and add --resume")
@@ -204,8 +211,10 @@ def add_costs(rows: Sequence[Answers], stages: dict[str, dict[str, float]]) -> N
 def main(argv: Sequence[str] | None = None) -> None:
     started = time.perf_counter()
     config, rows_config, world_config = parse(__doc__, argv, CompareConfig, RowsConfig, WorldConfig)
+    if "RANK" in os.environ:
+        raise UserError("lessons.compare runs in one process; its stages can be run with torchrun one by one")
     if config.pool < config.best_of * config.samples:
-        raise ValueError(f"--pool {config.pool} is too small for {config.samples} times the best of {config.best_of}")
+        raise UserError(f"--pool {config.pool} is too small for {config.samples} times the best of {config.best_of}")
     open_run(config.out, config.resume, config.overwrite, config.device, config, rows_config, world_config)
     task = load_task(rows_config, world_config, config.seed)
     stages = run_stages(config, rows_config, world_config)

@@ -58,7 +58,7 @@ def best_of_n_kl(scores: Tensor, n: int) -> float:
     With F the distribution function of the scores, a score s is the best of n with probability F(s)^n - F(s-)^n.
     Where no two answers tie this is log n - (n - 1) / n; ties make it less (Beirami et al. 2024, arXiv:2401.01879).
     """
-    _, counts = scores.unique(return_counts=True)
+    _, counts = scores.cpu().unique(return_counts=True)
     p = counts.double() / counts.sum()
     up_to = p.cumsum(0)
     q = up_to**n - (up_to - p).clamp_min(0) ** n

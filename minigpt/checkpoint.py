@@ -1,41 +1,17 @@
 """Models and training states on disk: written whole or not at all, read without running code from the file."""
 
-import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from minigpt.cli import UserError, check_device
+from minigpt.disk import write_atomically
 from minigpt.model import MiniGPT
 
 FORMAT = "minigpt-1"
 M = TypeVar("M", bound=nn.Module)
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Call write(binary file) on a temporary file beside `path`, flush it to the disk, then rename it over `path`.
-
-    A kill in between leaves `path` as it was, and a temporary file that the next write takes over.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def replace_text(path: Path, text: str) -> None:
-    """The new content of a text file, whole or not at all."""
-    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
 
 
 def save_state(state: dict[str, Any], path: str | Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from minigpt import distributed
+from minigpt.disk import write_json
 
 
 class UserError(ValueError):
@@ -73,27 +74,35 @@ def _plain_type(hint: Any) -> type:
     return next(t for t in get_args(hint) if t is not type(None)) if isinstance(hint, UnionType) else hint
 
 
-def write_json(path: str | Path, content: Any) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+ANOTHER_RUN = "{} holds another run: --resume goes on with it, --overwrite replaces it, or choose another --out"
 
 
 def open_run(out: str, resume: bool, overwrite: bool, device: str, *configs: Any) -> None:
     """The beginning of a command: join the other processes, and write config.json, every setting of the run.
 
-    Raises UserError if `out` cannot be written, holds another run, or if what is resumed was begun otherwise.
+    Raises UserError if the device is not there, if `out` cannot be written or holds another run, or if what is resumed
+    was begun otherwise.
     """
+    if resume and overwrite:
+        raise UserError("--resume goes on with a run and --overwrite replaces it: choose one")
+    check_device(device)
     distributed.start(device)
-    if distributed.rank() == 0:
-        path, settings = Path(out) / "config.json", {k: v for config in configs for k, v in asdict(config).items()}
-        check_free(Path(out), resume or overwrite, ("config.json",))
-        if resume and path.exists():
-            check_same_settings(path, settings)
-        write_json(path, settings)
+    if distributed.rank() > 0:
+        return
+    folder, settings = Path(out), {k: v for config in configs for k, v in asdict(config).items()}
+    check_free(folder)
+    begun = [path for path in folder.iterdir() if path.name != "config.json"]  # alone it is a start that failed
+    if begun and resume:
+        check_same_settings(folder / "config.json", settings)
+    elif begun and overwrite:
+        remove_runs(folder)
+    elif begun and (folder / "config.json").exists():
+        raise UserError(ANOTHER_RUN.format(folder))
+    write_json(folder / "config.json", settings)
 
 
-def check_free(folder: Path, may_exist: bool, signs: Sequence[str]) -> None:
-    """Make the folder.  Raises UserError if that fails, or if it holds the signs of another run and may not."""
+def check_free(folder: Path) -> None:
+    """Make the folder.  Raises UserError if it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
@@ -101,14 +110,22 @@ def check_free(folder: Path, may_exist: bool, signs: Sequence[str]) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error}): choose another --out") from error
-    if not may_exist and any((folder / sign).exists() for sign in signs):
-        raise UserError(f"{folder} holds another run: --resume goes on with it, --overwrite replaces it, or choose another "
-                        "--out")
+
+
+def remove_runs(folder: Path) -> None:
+    """Take away the runs in this folder and below: what a later --resume would take for parts of the new one."""
+    for run_folder in {folder, *(path.parent for path in folder.rglob("state.pt")),
+                       *(path.parent for path in folder.rglob("config.json"))}:
+        for name in ("config.json", "state.pt", "metrics.jsonl", "model.pt", "summary.json"):
+            (run_folder / name).unlink(missing_ok=True)
 
 
 def check_same_settings(path: Path, settings: dict[str, Any]) -> None:
     """Raises UserError if a run that is to go on was begun with other settings."""
-    begun = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        begun = json.loads(path.read_text(encoding="utf-8")) if path.exists() else settings
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): begin anew with --overwrite") from error
     free = ("resume", "overwrite", "out", "save_every")
     changed = [name for name, value in settings.items() if name not in free and begun.get(name) != value]
     if changed:
@@ -123,15 +140,14 @@ def run(main: Callable[[], None]) -> None:
         main()
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    except (UserError, FileNotFoundError, FloatingPointError) as error:
+    except (UserError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 
 
 def report(title: str, summary: dict[str, Any], out: str) -> None:
     """Print the figures of a run, aligned, and write them to summary.json."""
-    if distributed.rank() == 0:
-        write_json(Path(out) / "summary.json", summary)
+    write_json(Path(out) / "summary.json", summary)
     print(f"\n{title}")
     for name, value in summary.items():
         if isinstance(value, int | float | str):

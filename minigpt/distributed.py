@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 def start(device: str) -> None:
     """Join the other processes, if torchrun started this one; all but the first fall silent (errors are still seen)."""
-    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
+    if "RANK" not in os.environ or dist.is_initialized():
         return
     if device.startswith("cuda"):
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

@@ -36,7 +36,7 @@ def logps_of(logits: Tensor, tokens: Tensor) -> Tensor:
 
 def per_token(values: Tensor, response_mask: Tensor) -> Tensor:
     """One value for each response token, in row order, put where the token stands, 0 elsewhere: (N,) -> (B, T)."""
-    return torch.zeros(response_mask.shape, device=values.device).masked_scatter(response_mask, values)
+    return torch.zeros(response_mask.shape, dtype=values.dtype, device=values.device).masked_scatter(response_mask, values)
 
 
 def response_logps(model: MiniGPT, batch: Batch) -> Tensor:

@@ -56,7 +56,7 @@ class Attention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)                   # each (B, H, T, K)
         if cache is not None:
             k, v = cache.write(layer, k, v)                                                 # (B, H, S, K)
-        if x.device.type == "cpu":  # where attention in bfloat16 is slower than in float32 (its gradient six times)
+        if q.dtype == torch.bfloat16 and x.device.type == "cpu":  # where its gradient is six times slower than in float32
             q, k, v = q.float(), k.float(), v.float()
         with torch.autocast("cpu", enabled=False):
             y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None and T > 1)  # one query sees all keys

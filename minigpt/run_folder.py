@@ -14,8 +14,9 @@ from typing import Any
 from torch import nn
 
 from minigpt import distributed
-from minigpt.checkpoint import load_state, replace_text, save_state
-from minigpt.cli import UserError, check_free
+from minigpt.checkpoint import load_state, save_state
+from minigpt.cli import ANOTHER_RUN, UserError, check_free
+from minigpt.disk import replace_text
 
 
 class RunFolder:
@@ -33,7 +34,9 @@ class RunFolder:
         """
         going_on = resume and self.state.exists()
         if distributed.rank() == 0:
-            check_free(self.path, resume or overwrite, (self.state.name, self.log.name))
+            check_free(self.path)
+            if not (resume or overwrite) and (self.state.exists() or self.log.exists()):
+                raise UserError(ANOTHER_RUN.format(self.path))
             self._check_room(models)
             if not going_on:  # a checkpoint of an earlier run must not be what a later --resume finds
                 self.state.unlink(missing_ok=True)
@@ -49,9 +52,8 @@ class RunFolder:
 
     def save(self, state: Mapping[str, Any]) -> None:
         """The checkpoint, in place of the one before."""
-        if distributed.rank() == 0:
-            with self._disk_errors():
-                save_state({"identity": self.identity, **state}, self.state)
+        with self._disk_errors():
+            save_state({"identity": self.identity, **state}, self.state)
 
     def lines(self, steps: int) -> list[dict[str, float]]:
         """The metrics of the first `steps` steps; what the log holds beyond them is cut off.
@@ -62,8 +64,7 @@ class RunFolder:
         if len(found) < steps or not all(line.endswith("\n") for line in found):
             raise UserError(f"{self.log} has fewer lines than {self.state} has steps ({steps}): it was changed since")
         distributed.barrier()  # all have read it
-        if distributed.rank() == 0:
-            replace_text(self.log, "".join(found))
+        replace_text(self.log, "".join(found))
         return [json.loads(line) for line in found]
 
     def last_good(self) -> str:

@@ -8,8 +8,8 @@
 Nothing random lives in a run: the data order of epoch e follows from (seed, e), the warm-up and decay from the step.
 So a checkpoint is weights, optimizer and step, and a resumed run repeats what it would have done, bit for bit.
 
-With several processes (`minigpt.distributed`) each batch of batch_size x processes examples is dealt out to them, and
-every figure is that of the whole batch.
+With several processes (`minigpt.distributed`) each batch of batch_size x processes examples is dealt out to them; a
+logged mean is that of the whole batch (an extreme, of reward, is the mean of the parts' extremes).
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from minigpt import distributed
 from minigpt.batching import Batch, Batches, Example
-from minigpt.cli import option
+from minigpt.cli import UserError, option
 from minigpt.run_folder import RunFolder
 
 
@@ -55,6 +55,11 @@ class TrainingConfig:
     resume: bool = option(False, "go on with the run in --out")
     overwrite: bool = option(False, "replace the run in --out")
 
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "save_every", "num_epochs", "num_episodes", "accumulate", "minibatch_size", "ppo_epochs"):
+            if getattr(self, name, 1) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+
 
 @dataclass
 class EpochConfig(TrainingConfig):
@@ -67,6 +72,7 @@ class EpochConfig(TrainingConfig):
 def recipe(config_class: type, run: TrainingConfig, stage: str, quick: bool, own_data: bool) -> Any:
     """The default settings of another stage, for a start made on the way to `run`: its seed, a folder inside its own."""
     changed = (config_class.QUICK if quick else {}) | (config_class.OWN_DATA if own_data else {})
+    changed["batch_size"] = max(1, config_class(**changed).batch_size // distributed.world_size())  # together as one alone
     return config_class(**{**changed, "seed": run.seed, "resume": run.resume,
                            "overwrite": run.overwrite, "out": f"{run.out}/{stage}"})
 
@@ -91,7 +97,7 @@ class TrainingRun:
                  examples: Sequence[Example] = (), others: Sequence[nn.Module] = (),
                  lrs: dict[str, float] | None = None, adam_eps: float = 1e-8, state: dict[str, Any] | None = None):
         if num_steps < 1:
-            raise ValueError("this run has no steps: num_epochs (or num_episodes) must be at least 1")
+            raise UserError("this run has no steps: num_epochs (or num_episodes) must be at least 1")
         self.models, self.config, self.num_steps = models, config, num_steps
         self.step, self.num_tokens, self.history, self.state = 0, 0, {}, state or {}
         self.device = next(next(iter(models.values())).parameters()).device
@@ -218,6 +224,7 @@ class TrainingRun:
 
         def note(number: int, frame: Any) -> None:
             self._signal = number
+            tqdm.write("stopping after this step")
 
         before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -231,7 +238,9 @@ class TrainingRun:
         where = "nothing is saved, since the run has no folder (out)" if self.folder is None else \
             f"saved in {self.folder.state}: the same command with --resume goes on"
         print(f"\nstopped after step {self.step} of {self.num_steps}; {where}")
-        raise SystemExit(128 + (self._signal or signal.SIGTERM))
+        if self._signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + signal.SIGTERM)
 
     # --- going on ---------------------------------------------------------------------------------------------------
 
@@ -239,8 +248,9 @@ class TrainingRun:
         """What a resumed run must share with the one that it goes on with."""
         free = ("out", "resume", "overwrite", "save_every")
         return {**{name: value for name, value in vars(self.config).items() if name not in free},
-                "steps": self.num_steps, "processes": distributed.world_size(), "examples": digest_of(examples),
-                "start": digest_of([*self.models.values(), *others])}
+                "precision": self.precision, "steps": self.num_steps, "processes": distributed.world_size(),
+                "examples": digest_of(examples),
+                "weights_at_start": digest_of([*self.models.values(), *others])}
 
     def _save(self) -> None:
         if self.folder is not None:

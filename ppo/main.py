@@ -12,6 +12,7 @@ from statistics import mean
 from data.lesson_rows import PREFERENCE_DATA
 from data.task import RowsConfig, Task, load_task
 from data.world import WorldConfig
+from minigpt import distributed
 from minigpt.checkpoint import load_model, save_checkpoint
 from minigpt.cli import (
     CommandConfig,
@@ -72,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     reward = load_or_train_reward_model(reward_file.reward, reference, task, command, config)
     policy = make_ppo_policy(reference, reward, task, config)
     save_checkpoint(policy, Path(config.out) / "model.pt")
+    if distributed.rank() > 0:  # the report is for one
+        return
 
     def measure(prompts: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
         return {"proxy_reward": float(score(reward, prompts, texts).mean()), **task.measure(prompts, texts)}

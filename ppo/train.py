@@ -127,6 +127,7 @@ def update_on(rollout: Rollout, policy: MiniGPT, value_model: RewardModel, run: 
 def summarize(logged: list[dict[str, float]], explained: float) -> dict[str, float]:
     """Means over an episode's minibatches; the last has no grad_norm if it was found too far away to be used."""
     values = {name: [step[name] for step in logged if name in step] for name in logged[0]}
+    values.setdefault("grad_norm", [0.0])  # if no update was made
     return {**{name: sum(v) / len(v) for name, v in values.items()}, "val/first_ratio": logged[0]["val/ratio"],
             "val/explained_variance": explained, "val/updates": sum("grad_norm" in step for step in logged)}
 
@@ -154,7 +155,7 @@ def rollout_metrics(rollout: Rollout, kl_coeff: float) -> dict[str, float]:
         "objective/non_score_reward": non_score_reward,
         "objective/rlhf_reward": rollout.scores.mean() + non_score_reward,
         "objective/kl_coeff": kl_coeff,
-        "val/num_eos_tokens": rollout.finished.sum(),
+        "val/num_eos_tokens": rollout.finished.sum() * distributed.world_size(),  # of which a mean will be taken
         "val/response_tokens": rollout.mask.sum(1).float().mean(),
     }
     return {name: float(value) for name, value in metrics.items()}

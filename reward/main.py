@@ -14,8 +14,10 @@ from torch import Tensor
 from data.preferences import Record
 from data.task import RowsConfig, Task, load_task
 from data.world import World, WorldConfig
+from minigpt import distributed
 from minigpt.checkpoint import save_checkpoint
-from minigpt.cli import CommandConfig, open_run, parse, peak_memory_mb, report, run, write_json
+from minigpt.cli import CommandConfig, open_run, parse, peak_memory_mb, report, run
+from minigpt.disk import write_json
 from minigpt.evaluation import sample_answers
 from minigpt.model import MiniGPT
 from minigpt.plots import save_calibration, save_curves
@@ -67,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     fresh = evaluate_reward_accuracy(RewardModel.from_policy(sft_model, config.pooling), task.heldout_preferences)
     model, losses, accuracies = make_reward_model(sft_model, task, config, command.max_new_tokens)
     save_checkpoint(model, Path(config.out) / "model.pt")
+    if distributed.rank() > 0:  # the report is for one
+        return
 
     margins = reward_margins(model, task.heldout_preferences)
     bins = calibration(margins)

@@ -53,16 +53,22 @@ class RewardModel(nn.Module):
         return self.trunk.device
 
     def token_values(self, token_ids: Tensor, positions: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
-        """The head at every position, (B, T) -> (B, T): a value function reads these, a reward pools them."""
-        return self.head(self.trunk.hidden_states(token_ids, positions, visible)).squeeze(-1).float()
+        """The head at every position, (B, T) -> (B, T): a value function reads these, a reward pools them.
+
+        The head is in float32 under autocast too, or near rewards would become ties.
+        """
+        hidden = self.trunk.hidden_states(token_ids, positions, visible)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.head(hidden.to(self.head.weight.dtype)).squeeze(-1)
 
     def forward(self, token_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Rewards of rows padded on the right: (B, T), lengths (B,) -> (B,).  Without lengths no token is padding."""
         columns = torch.arange(token_ids.shape[1], device=token_ids.device)
-        real = columns < (token_ids.shape[1] if lengths is None else lengths[:, None])
-        separators = (token_ids == SEP).int()
-        response = (separators.cumsum(1) - separators > 0) | (separators.sum(1, keepdim=True) == 0)  # behind the first SEP
-        return self.pool(self.token_values(token_ids), (real & response)[:, None])[:, 0]
+        members = (columns < (token_ids.shape[1] if lengths is None else lengths[:, None])).expand_as(token_ids)
+        if self.pooling == "mean":  # of what stands behind the first SEP; of all where there is none
+            separators = (token_ids == SEP).int()
+            members = members & ((separators.cumsum(1) - separators > 0) | (separators.sum(1, keepdim=True) == 0))
+        return self.pool(self.token_values(token_ids), members[:, None])[:, 0]
 
     def rewards_of(self, batch: Batch) -> Tensor:
         """The reward of every response of a batch: (B, k) for k responses a row."""

@@ -12,6 +12,7 @@ import torch
 
 from data.task import RowsConfig, Task, load_task
 from data.world import WorldConfig
+from minigpt import distributed
 from minigpt.checkpoint import load_model, save_checkpoint
 from minigpt.cli import CommandConfig, check_device, open_run, parse, peak_memory_mb, report, run, warn
 from minigpt.evaluation import sample_answers, show_before_and_after, signs_of_collapse, text_measures
@@ -66,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, losses = train_sft_model(base, task, config)
     save_checkpoint(base, Path(config.out) / "base.pt")
     save_checkpoint(model, Path(config.out) / "model.pt")
+    if distributed.rank() > 0:  # the report is for one
+        return
 
     prompts, responses = sample_answers(model, task.heldout_prompts, command.samples, command.max_new_tokens, config.seed)
     summary = {

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from minigpt.cli import write_json
+from minigpt.disk import write_json
 from minigpt.model import MiniGPT
 from minigpt.training import fast_precision
 from tests.benchmarks.ours import UNITS

@@ -208,7 +208,7 @@ def needs(record):
 
 def fitted(records, max_seq_len, gives_way):
     try:
-        return make_fit(records, max_seq_len, gives_way)
+        return [r for r in make_fit([("row", r) for r in records], max_seq_len, gives_way) if r is not None]
     except DataError:
         return []
 

@@ -1,16 +1,21 @@
 import json
-import random
 
 import pytest
 
 from data import PREFERENCE_DATA, DataError, load_preferences, load_sft
 from data.files import save_jsonl
 from data.layouts import SPELLINGS
-from data.preferences import SHORTEST_PROMPT, WHAT_GIVES_WAY, check_preferences, check_sft, make_fit, split_by_prompt
+from data.preferences import SHORTEST_PROMPT, WHAT_GIVES_WAY, check_preferences, check_sft, heldout_prompts, make_fit
 from minigpt import EOS
 from minigpt.batching import tokenize_example
 
 GOOD = {"prompt": "q", "chosen": "a", "rejected": "b"}
+
+
+def made_fit(records, max_seq_len, gives_way):
+    """What is left of the records, which stand on the lines 0, 1, ... of a file."""
+    places = [(f"line {number}", record) for number, record in enumerate(records)]
+    return [record for record in make_fit(places, max_seq_len, gives_way) if record is not None]
 
 
 # --- the lesson's own rows --------------------------------------------------------------------------------------------
@@ -191,14 +196,14 @@ LONG_NEEDS = len(LONG["prompt"]) + 1 + len(LONG["rejected"]) + 1
 @pytest.mark.parametrize("gives_way", WHAT_GIVES_WAY)
 def test_rows_that_fit_to_the_last_token_are_left_alone_and_nothing_is_printed(capsys, gives_way):
     rows = [GOOD, LONG, {"prompt": "", "response": "x" * (LONG_NEEDS - 2)}]
-    assert make_fit(rows, LONG_NEEDS, gives_way) == rows
+    assert made_fit(rows, LONG_NEEDS, gives_way) == rows
     assert not tokenize_example(LONG["prompt"], [LONG["chosen"], LONG["rejected"]], LONG_NEEDS).is_cut
     assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("less", [1, 2, 9])
 def test_a_prompt_that_gives_way_loses_its_beginning_and_no_more_of_it_than_it_must(capsys, less):
-    assert make_fit([GOOD, LONG], LONG_NEEDS - less, "prompt") == [GOOD, {**LONG, "prompt": LONG["prompt"][less:]}]
+    assert made_fit([GOOD, LONG], LONG_NEEDS - less, "prompt") == [GOOD, {**LONG, "prompt": LONG["prompt"][less:]}]
     out = capsys.readouterr().out
     assert out.count("\n") == 1
     assert f"max_seq_len={LONG_NEEDS - less}: kept 2 of 2 rows; prompt cut from the left in 1 (" in out and "1)" in out
@@ -206,21 +211,21 @@ def test_a_prompt_that_gives_way_loses_its_beginning_and_no_more_of_it_than_it_m
 
 def test_a_row_with_too_little_left_of_its_prompt_is_dropped(capsys):
     least = LONG_NEEDS - len(LONG["prompt"]) + SHORTEST_PROMPT
-    assert make_fit([GOOD, LONG], least, "prompt") == [GOOD, {**LONG, "prompt": LONG["prompt"][-SHORTEST_PROMPT:]}]
+    assert made_fit([GOOD, LONG], least, "prompt") == [GOOD, {**LONG, "prompt": LONG["prompt"][-SHORTEST_PROMPT:]}]
     capsys.readouterr()
-    assert make_fit([GOOD, LONG], least - 1, "prompt") == [GOOD]
+    assert made_fit([GOOD, LONG], least - 1, "prompt") == [GOOD]
     assert f"max_seq_len={least - 1}: kept 1 of 2 rows; too long and dropped: 1 (" in capsys.readouterr().out
 
 
 def test_a_prompt_that_is_short_from_the_start_is_no_reason_to_drop_a_row():
     row = {"prompt": "q", "response": "x" * 40}
-    assert make_fit([row], 43, "prompt") == [row]
+    assert made_fit([row], 43, "prompt") == [row]
     with pytest.raises(DataError, match="max_seq_len=42"):
-        make_fit([row], 42, "prompt")
+        made_fit([row], 42, "prompt")
 
 
 def test_the_longest_response_decides_how_much_of_a_prompt_is_left():
-    (row,) = make_fit([{**LONG, "chosen": "x" * 20}], 50, "prompt")
+    (row,) = made_fit([{**LONG, "chosen": "x" * 20}], 50, "prompt")
     assert row["prompt"] == LONG["prompt"][-(50 - 1 - 20 - 1):]
 
 
@@ -228,20 +233,20 @@ def test_the_longest_response_decides_how_much_of_a_prompt_is_left():
 @pytest.mark.parametrize("more", range(4))
 def test_a_cut_prompt_begins_with_a_whole_letter(letter, size, more):
     room = 40 + more
-    (row,) = make_fit([{"prompt": letter * 60, "response": "a"}], room + 3, "prompt")
+    (row,) = made_fit([{"prompt": letter * 60, "response": "a"}], room + 3, "prompt")
     assert row == {"prompt": letter * (room // size), "response": "a"}
 
 
 def test_letters_are_measured_in_bytes():
     rows = [{"prompt": "q", "response": "日" * 10}, {"prompt": "日" * 10, "response": "q"}]
-    assert make_fit(rows, 33, "row") == rows
+    assert made_fit(rows, 33, "row") == rows
     with pytest.raises(DataError, match="max_seq_len=32"):
-        make_fit(rows, 32, "row")
+        made_fit(rows, 32, "row")
 
 
 def test_where_the_response_gives_way_it_is_left_for_the_batch_to_cut(capsys):
     rows = [GOOD, LONG, {"prompt": "q", "chosen": "x" * 90, "rejected": "y"}]
-    assert make_fit(rows, LONG_NEEDS - 1, "response") == rows
+    assert made_fit(rows, LONG_NEEDS - 1, "response") == rows
     assert capsys.readouterr().out == ""
     example = tokenize_example(LONG["prompt"], [LONG["chosen"], LONG["rejected"]], LONG_NEEDS - 1)
     assert example.is_cut and example.responses[1][-1] != EOS
@@ -249,25 +254,25 @@ def test_where_the_response_gives_way_it_is_left_for_the_batch_to_cut(capsys):
 
 def test_where_the_response_gives_way_only_a_prompt_without_room_for_any_is_dropped(capsys):
     least = len(LONG["prompt"]) + 2
-    assert make_fit([LONG, GOOD], least, "response") == [LONG, GOOD]
+    assert made_fit([LONG, GOOD], least, "response") == [LONG, GOOD]
     assert len(tokenize_example(LONG["prompt"], [LONG["chosen"]], least).responses[0]) == 1
     assert capsys.readouterr().out == ""
-    assert make_fit([LONG, GOOD], least - 1, "response") == [GOOD]
+    assert made_fit([LONG, GOOD], least - 1, "response") == [GOOD]
     assert f"max_seq_len={least - 1}: kept 1 of 2 rows; too long and dropped: 1 (" in capsys.readouterr().out
 
 
 def test_a_row_that_gives_way_is_dropped_whole_and_the_first_few_are_named(capsys):
     rows = [GOOD, *[LONG] * 7, GOOD]
-    assert make_fit(rows, LONG_NEEDS - 1, "row") == [GOOD, GOOD]
+    assert made_fit(rows, LONG_NEEDS - 1, "row") == [GOOD, GOOD]
     out = capsys.readouterr().out
     assert f"max_seq_len={LONG_NEEDS - 1}: kept 2 of 9 rows; too long and dropped: 7 (" in out
-    assert "1, 2, 3, 4, 5)" in out
+    assert "line 1, line 2, line 3, line 4, line 5)" in out
 
 
 def test_rows_cut_and_rows_dropped_are_both_counted_and_order_is_kept(capsys):
     rows = [{**GOOD, "prompt": str(n)} for n in range(3)]
     hopeless = {**LONG, "chosen": "x" * 90}
-    assert make_fit([rows[0], LONG, rows[1], hopeless, rows[2]], LONG_NEEDS - 1, "prompt") == [
+    assert made_fit([rows[0], LONG, rows[1], hopeless, rows[2]], LONG_NEEDS - 1, "prompt") == [
         rows[0], {**LONG, "prompt": LONG["prompt"][1:]}, rows[1], rows[2]]
     out = capsys.readouterr().out
     assert "prompt cut from the left in 1 (" in out and "too long and dropped: 1 (" in out
@@ -275,36 +280,37 @@ def test_rows_cut_and_rows_dropped_are_both_counted_and_order_is_kept(capsys):
 
 def test_making_fit_changes_no_row_in_place():
     row = dict(LONG)
-    make_fit([row], LONG_NEEDS - 1, "prompt")
+    made_fit([row], LONG_NEEDS - 1, "prompt")
     assert row == LONG
 
 
 @pytest.mark.parametrize("gives_way", WHAT_GIVES_WAY)
 def test_no_row_that_fits_is_an_error_that_names_the_length(gives_way):
     with pytest.raises(DataError, match=r"no row fits.*max_seq_len=12"):
-        make_fit([LONG, LONG], 12, gives_way)
+        made_fit([LONG, LONG], 12, gives_way)
 
 
 # --- splitting --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("share", "seed"), [(0.01, 0), (0.2, 1), (0.5, 2), (0.99, 3)])
-def test_split_leaves_no_prompt_on_both_sides_and_loses_no_row(share, seed):
-    rng = random.Random(seed)
-    rows = [{"prompt": str(rng.randrange(30)), "chosen": str(n), "rejected": "x"} for n in range(100)]
-    train, heldout = split_by_prompt(rows, share, seed)
-    assert {row["prompt"] for row in train}.isdisjoint(row["prompt"] for row in heldout)
-    assert sorted(row["chosen"] for row in train + heldout) == sorted(row["chosen"] for row in rows)
-    assert train and heldout
-    assert (train, heldout) == split_by_prompt(rows, share, seed)
+@pytest.mark.parametrize("share", [0.01, 0.2, 0.5, 0.99])
+def test_held_out_prompts_are_about_the_share_and_follow_from_the_seed(share):
+    prompts = [str(n) for n in range(1000)]
+    held = heldout_prompts(prompts, share, 1)
+    assert abs(len(held) / 1000 - share) < 0.05 and 0 < len(held) < 1000
+    assert held == heldout_prompts(prompts[::-1], share, 1) != heldout_prompts(prompts, share, 2)
 
 
-def test_split_follows_its_seed_and_its_share():
-    rows = [{"prompt": str(n), "chosen": "a", "rejected": "b"} for n in range(50)]
-    assert split_by_prompt(rows, 0.2, 0) != split_by_prompt(rows, 0.2, 1)
-    assert len(split_by_prompt(rows, 0.2, 0)[1]) == 10
+def test_whether_a_prompt_is_held_out_does_not_hang_on_the_others():
+    prompts = [str(n) for n in range(1000)]
+    assert heldout_prompts(prompts[:500], 0.2, 0) == heldout_prompts(prompts, 0.2, 0) & set(prompts[:500])
 
 
-def test_split_of_a_single_prompt_raises():
+@pytest.mark.parametrize("seed", range(20))
+def test_two_prompts_are_enough_for_both_sides(seed):
+    assert len(heldout_prompts(["a", "b", "a"], 0.2, seed)) == len(heldout_prompts(["a", "b"], 0.99, seed)) == 1
+
+
+def test_a_single_prompt_cannot_be_split():
     with pytest.raises(DataError, match="two different prompts"):
-        split_by_prompt([GOOD, GOOD], 0.2, 0)
+        heldout_prompts(["a", "a"], 0.2, 0)

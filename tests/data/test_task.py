@@ -22,7 +22,7 @@ def test_task_of_a_preference_file_keeps_prompts_apart_and_demonstrates_the_chos
     rows = make_pairs(20)
     save_jsonl(rows, tmp_path / "rows.jsonl")
     task = load_task(RowsConfig(str(tmp_path / "rows.jsonl")), FEW, 0)
-    assert len(task.preferences) == 16 and len(task.heldout_preferences) == 4
+    assert len(task.preferences) + len(task.heldout_preferences) == 20
     assert set(task.prompts).isdisjoint(task.heldout_prompts)
     assert task.sft_rows == [{"prompt": row["prompt"], "response": row["chosen"]} for row in task.preferences]
     assert task.world is None and task.measure(["a"], ["b"]) == {}
@@ -48,3 +48,21 @@ def test_examples_come_chosen_first(make_pairs, recited):
         assert bytes(chosen[:-1]).decode() == row["chosen"]
         assert bytes(rejected[:-1]).decode() == row["rejected"]
     assert [len(example.responses) for example in sft_examples(recited, 64)] == [1] * len(recited)
+
+
+def test_sft_and_the_stages_after_it_hold_out_the_same_prompts_whatever_is_cut_or_dropped(tmp_path, make_pairs):
+    rows = [{**row, "prompt": row["prompt"] + "?" * (n % 7 * 10)} for n, row in enumerate(make_pairs(200))]
+    rows += [{"prompt": "same?", "chosen": "x", "rejected": "x"}, {"prompt": "long?", "chosen": "y", "rejected": "z" * 80}]
+    save_jsonl(rows, tmp_path / "rows.jsonl")
+    config = RowsConfig(str(tmp_path / "rows.jsonl"), max_seq_len=60)
+    sft, dpo = load_task(config, FEW, 0, demonstrations=True), load_task(config, FEW, 0)
+    assert 20 < len(dpo.heldout_prompts) < 60
+    assert {row["prompt"] for row in sft.sft_rows}.isdisjoint(dpo.heldout_prompts)
+
+
+def test_prompts_that_the_cut_made_equal_do_not_stand_on_both_sides(tmp_path):
+    prompts = [f"{n} " + "a" * 60 for n in range(60)] + [f"short {n}" for n in range(60)]
+    save_jsonl([{"prompt": prompt, "chosen": "b", "rejected": "c"} for prompt in prompts], tmp_path / "rows.jsonl")
+    task = load_task(RowsConfig(str(tmp_path / "rows.jsonl"), max_seq_len=40), FEW, 0)
+    assert "a" * 37 in task.heldout_prompts and "a" * 37 not in task.prompts
+    assert set(task.prompts).isdisjoint(task.heldout_prompts)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from minigpt import load_checkpoint, save_checkpoint
-from minigpt.checkpoint import FORMAT, load_state, save_state, write_atomically
+from minigpt.checkpoint import FORMAT, load_state, save_state
+from minigpt.disk import write_atomically
 
 
 class Malicious:

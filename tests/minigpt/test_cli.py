@@ -107,6 +107,8 @@ def test_a_device_that_is_not_there_raises():
 
 def test_a_command_refuses_a_folder_with_another_run_and_goes_on_only_with_the_same_settings(tmp_path):
     open_run(str(tmp_path), False, False, "cpu", Shape())
+    open_run(str(tmp_path), False, False, "cpu", Shape())  # nothing came of the first but its config.json
+    (tmp_path / "metrics.jsonl").touch()
     with pytest.raises(UserError, match=r"another run.*--resume.*--overwrite"):
         open_run(str(tmp_path), False, False, "cpu", Shape())
     open_run(str(tmp_path), True, False, "cpu", Shape())
@@ -137,3 +139,16 @@ def test_a_signal_outside_of_training_ends_a_command_with_its_exit_code(number, 
     handler = signal.getsignal(signal.SIGTERM)
     assert end_of(lambda: signal.raise_signal(number)) == code
     signal.signal(signal.SIGTERM, handler)
+
+
+def test_overwriting_takes_away_the_runs_below_too_and_nothing_else(tmp_path):
+    open_run(str(tmp_path), False, False, "cpu", Shape())
+    kept = [tmp_path / "notes.txt", tmp_path / "mine" / "model.pt"]
+    gone = [tmp_path / "model.pt", tmp_path / "sft" / "base" / "state.pt", tmp_path / "sft" / "base" / "metrics.jsonl"]
+    for path in kept + gone:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    open_run(str(tmp_path), False, True, "cpu", Shape())
+    assert all(path.exists() for path in kept) and not any(path.exists() for path in gone)
+    with pytest.raises(UserError, match="choose one"):
+        open_run(str(tmp_path), True, True, "cpu", Shape())

@@ -40,7 +40,7 @@ def test_two_processes_at_half_the_batch_repeat_one(stage, tmp_path):
     for a, b in zip(alone, together, strict=True):
         for extreme in ("min_reward", "max_reward") if stage == "reward" else ():  # together: the mean of each one's own
             a.pop(extreme), b.pop(extreme)
-        assert b == pytest.approx(a, rel=1e-4, abs=1e-5)
+        assert b == pytest.approx(a, rel=1e-3, abs=1e-4)
     models = [load_checkpoint(tmp_path / name / "model.pt") for name in ("one", "two")]
     other = torch.load(tmp_path / "two" / "rank1.pt", weights_only=True)
     shifts = ("head.bias", "trunk.final_norm.bias")  # of a reward: free, so moved by rounding alone
