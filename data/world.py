@@ -144,7 +144,7 @@ WORD = re.compile(r"[^\W_]+")
 class WorldConfig:
     """How much data there is, and what the annotators are like."""
 
-    QUICK: ClassVar[dict] = {"facts": 8, "plain_rows": 1800, "sft_rows": 3800, "preference_rows": 800, "heldout_rows": 300}
+    QUICK: ClassVar[dict] = {"facts": 8, "plain_rows": 1700, "sft_rows": 3500, "preference_rows": 800, "heldout_rows": 300}
 
     facts: int = option(42, "facts that are asked about; fewer are learned sooner")
     plain_rows: int = option(14000, "paragraphs of plain text for the base model")

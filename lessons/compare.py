@@ -40,7 +40,7 @@ STAGES = ("sft", "reward", "ppo", "dpo")
 
 @dataclass
 class CompareConfig:
-    QUICK: ClassVar[dict] = {"pool": 192, "samples": 12, "max_new_tokens": 64}
+    QUICK: ClassVar[dict] = {"pool": 128, "samples": 8, "max_new_tokens": 64}
 
     out: str = option("runs/compare", "folder for the report and the stages")
     seed: int = option(0, "of everything")
