@@ -19,6 +19,7 @@ class DPOConfig(EpochConfig):
     """The recipe of `python -m dpo.main`."""
 
     QUICK: ClassVar[dict] = {"lr": 3e-5, "batch_size": 8}
+    OWN_DATA: ClassVar[dict] = {"num_epochs": 3, "lr": 1e-3, "batch_size": 8, "beta": 0.1}
 
     num_epochs: int = option(1, "passes over the pairs")
     lr: float = option(1e-4, "peak learning rate")

@@ -6,6 +6,7 @@ own answers.
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -47,6 +48,14 @@ def make_reward_model(sft_model: MiniGPT, task: Task, config: RewardConfig, max_
     return model, losses, accuracies
 
 
+def both_responses(task: Task) -> list[Record]:
+    """What the start of a reward model reads: the demonstrations, and of one's own file the rejected responses too, since
+    a model judges better what it has learned to read (0.80 against 0.87 and 0.83 held out on 880 real rows)."""
+    if task.world:
+        return task.sft_rows
+    return [{"prompt": row["prompt"], "response": row[side]} for row in task.preferences for side in ("chosen", "rejected")]
+
+
 def accuracy_by_fault(world: World, rows: Sequence[Record], margins: Tensor) -> dict[str, float]:
     """For each fault: over pairs whose rejected response has it and whose chosen one has not, the share ranked right."""
     ranked_right: dict[str, list[bool]] = {}
@@ -63,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                                                 out="runs/reward")
     open_run(config.out, config.resume, config.overwrite, command.device, command, rows, config, world_config)
     task = load_task(rows, world_config, config.seed, command.init)
-    sft_model = starting_point(task, command, config)
+    sft_model = starting_point(replace(task, sft_rows=both_responses(task)), command, config)
 
     torch.manual_seed(config.seed)
     fresh = evaluate_reward_accuracy(RewardModel.from_policy(sft_model, config.pooling), task.heldout_preferences)

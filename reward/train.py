@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from reward.model import POOLINGS, RewardModel
 @dataclass
 class RewardConfig(EpochConfig):
     """The recipe of `python -m reward.main`."""
+
+    OWN_DATA: ClassVar[dict] = {"num_epochs": 5, "lr": 1e-3, "batch_size": 16, "pooling": "mean"}
 
     num_epochs: int = option(2, "passes over the pairs")
     lr: float = option(2e-4, "peak learning rate")

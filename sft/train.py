@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from data.examples import sft_examples
 from minigpt.batching import Batches
@@ -16,6 +17,8 @@ from sft.loss import sft_loss
 @dataclass
 class SFTConfig(EpochConfig):
     """The recipe of `python -m sft.main`."""
+
+    OWN_DATA: ClassVar[dict] = {"num_epochs": 3}
 
     num_epochs: int = option(1, "passes over the demonstrations")
     batch_size: int = option(8, "rows in one optimizer step")
