@@ -1,11 +1,12 @@
 import math
+import re
 
 import pytest
 import torch
 
 from minigpt import Response, generate
 from minigpt.batching import tokenize_prompt
-from minigpt.evaluation import distinct_n, kl_to_reference, repetition, sample_answers, text_measures
+from minigpt.evaluation import distinct_n, kl_to_reference, repetition, sample_answers, signs_of_collapse, text_measures
 from minigpt.logprobs import exact_kl
 
 
@@ -54,3 +55,14 @@ def test_sampled_and_exact_kl_agree_within_the_noise(make_model):
     found = kl_to_reference(policy, reference, ["hi"] * n, generate(policy, ["hi"] * n, 4, seed=0))
     assert found["kl_nats_per_response"] > 1
     assert abs(found["kl_sampled_nats_per_response"] - found["kl_nats_per_response"]) < 10 / math.sqrt(n)
+
+
+@pytest.mark.parametrize(("figures", "words"), [
+    ({"kl_nats_per_response": 30.0}, r"30 nats.*halve --lr.*--beta.*--kl-coeff"),
+    ({"repetition": 0.8}, r"80% of every answer repeats.*halve --lr"),
+    ({"finished_share": 0.1}, r"only 10% of the answers end.*--max-new-tokens")])
+def test_a_collapse_is_told_in_words_that_say_what_to_change(figures, words):
+    well = {"kl_nats_per_response": 2.0, "repetition": 0.01, "finished_share": 1.0}
+    assert signs_of_collapse(well) == signs_of_collapse({}) == []
+    (sign,) = signs_of_collapse({**well, **figures})
+    assert re.search(words, sign)
