@@ -66,6 +66,8 @@ def load_task(config: RowsConfig, world_config: WorldConfig, seed: int, init: st
     Raises DataError if the file cannot be used, UserError if max_seq_len is more than the checkpoint's.
     """
     path, max_seq_len = config.data, row_length(config, init)
+    if path is not None and world_config not in (WorldConfig(), WorldConfig(**WorldConfig.QUICK)):
+        raise UserError(f"--data {path} takes the place of the little world: leave out the options that describe the world")
     if path is None:
         world = World(world_config, seed)
         return Task(max_seq_len, world.sft_rows, world.heldout_sft_rows, world.preferences, world.heldout_preferences,

@@ -47,4 +47,4 @@ def dpo_train(policy: MiniGPT, reference: MiniGPT, rows: Sequence[Mapping], num_
         ref_chosen_logps, ref_rejected_logps = ref_logps[batch.examples].unbind(1)     # (B,) each
         loss, metrics = dpo_loss(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, config.beta)
         run.update(loss, metrics)
-    return policy.eval(), run.history["loss"], run.history["rewards/margins"]
+    return run.whole("policy").eval(), run.history["loss"], run.history["rewards/margins"]

@@ -105,6 +105,12 @@ class Batch:
         return self.segments > 0
 
     @property
+    def members(self) -> Tensor:
+        """(B, k, T), True on the tokens of response j of k."""
+        numbers = torch.arange(1, int(self.segments.max()) + 1, device=self.segments.device)
+        return self.segments[:, None] == numbers[:, None]
+
+    @property
     def lengths(self) -> Tensor:
         """(B,), the real tokens of each row."""
         return (self.segments >= 0).sum(1)
@@ -127,15 +133,13 @@ def collate(examples: Sequence[Example], numbers: Sequence[int] = (), columns: i
     return Batch(torch.tensor(token_ids), torch.tensor(segments), torch.tensor(numbers, dtype=torch.long))
 
 
-def prompt_and_own(segments: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def prompt_and_own(segments: Tensor) -> tuple[Tensor, Tensor | None]:
     """What makes responses that share a row strangers to each other: positions (B, T) and visible (B, T, T).
 
     A token sees, of what stands before it, the prompt and its own response, and stands at the position that follows
     from how many tokens it sees.  Padding stands at 0, where it harms nobody.  Where no row has a second response, None
-    for visible means plain causal attention; a mask does not tell padding from prompt, so then both are None.
+    for visible means plain causal attention.
     """
-    if segments.dtype == torch.bool:
-        return None, None
     if segments.max() < 2:
         return torch.arange(segments.shape[1], device=segments.device) * (segments >= 0), None
     own = segments[:, :, None] == segments[:, None, :]

@@ -74,6 +74,7 @@ def _plain_type(hint: Any) -> type:
     return next(t for t in get_args(hint) if t is not type(None)) if isinstance(hint, UnionType) else hint
 
 
+MAY_CHANGE = ("resume", "overwrite", "out", "save_every")  # between a run and the one that goes on with it
 ANOTHER_RUN = "{} holds another run: --resume goes on with it, --overwrite replaces it, or choose another --out"
 
 
@@ -90,7 +91,7 @@ def open_run(out: str, resume: bool, overwrite: bool, device: str, *configs: Any
     if distributed.rank() > 0:
         return
     folder, settings = Path(out), {k: v for config in configs for k, v in asdict(config).items()}
-    check_free(folder)
+    make_folder(folder)
     begun = [path for path in folder.iterdir() if path.name != "config.json"]  # alone it is a start that failed
     if begun and resume:
         check_same_settings(folder / "config.json", settings)
@@ -101,8 +102,8 @@ def open_run(out: str, resume: bool, overwrite: bool, device: str, *configs: Any
     write_json(folder / "config.json", settings)
 
 
-def check_free(folder: Path) -> None:
-    """Make the folder.  Raises UserError if it cannot be written."""
+def make_folder(folder: Path) -> None:
+    """A folder that can be written.  Raises UserError if it cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
@@ -114,8 +115,7 @@ def check_free(folder: Path) -> None:
 
 def remove_runs(folder: Path) -> None:
     """Take away the runs in this folder and below: what a later --resume would take for parts of the new one."""
-    for run_folder in {folder, *(path.parent for path in folder.rglob("state.pt")),
-                       *(path.parent for path in folder.rglob("config.json"))}:
+    for run_folder in {folder, *(log.parent for log in folder.rglob("metrics.jsonl"))}:  # every training makes one
         for name in ("config.json", "state.pt", "metrics.jsonl", "model.pt", "summary.json"):
             (run_folder / name).unlink(missing_ok=True)
 
@@ -126,8 +126,7 @@ def check_same_settings(path: Path, settings: dict[str, Any]) -> None:
         begun = json.loads(path.read_text(encoding="utf-8")) if path.exists() else settings
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): begin anew with --overwrite") from error
-    free = ("resume", "overwrite", "out", "save_every")
-    changed = [name for name, value in settings.items() if name not in free and begun.get(name) != value]
+    changed = [name for name, value in settings.items() if name not in MAY_CHANGE and begun.get(name) != value]
     if changed:
         raise UserError(f"{path} says that this run was begun with {', '.join(f'{n}={begun.get(n)}' for n in changed)}: "
                         "resume with the same settings, or begin anew with --overwrite")
@@ -175,4 +174,6 @@ def check_device(name: str) -> torch.device:
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(name.split(":")[0], False):
         raise UserError(f"--device {name}: this machine offers {', '.join(k for k, v in available.items() if v)}")
+    if distributed.is_on() and ":" in name:
+        raise UserError(f"--device {name}: torchrun gives every process a device of its own; say {name.split(':')[0]}")
     return torch.device(name)

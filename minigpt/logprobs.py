@@ -17,7 +17,7 @@ from minigpt.model import MiniGPT
 def response_logits(model: MiniGPT, token_ids: Tensor, segments: Tensor) -> Tensor:
     """Logits (N, V) that predict the N response tokens, in row order; no others are computed.
 
-    segments (B, T) as in `minigpt.batching`; with one response a row a bool response mask will do.
+    segments (B, T) as in `minigpt.batching`.
     """
     hidden = model.hidden_states(token_ids, *prompt_and_own(segments))
     rows, columns = (segments > 0).nonzero(as_tuple=True)
@@ -42,7 +42,7 @@ def per_token(values: Tensor, response_mask: Tensor) -> Tensor:
 def response_logps(model: MiniGPT, batch: Batch) -> Tensor:
     """Summed log-probability of each response, EOS included: (B, k) for k responses a row."""
     logps = token_logps(model, batch.token_ids, batch.segments)
-    return torch.stack([(logps * (batch.segments == j)).sum(1) for j in range(1, int(batch.segments.max()) + 1)], 1)
+    return (logps[:, None] * batch.members).sum(-1)
 
 
 def sequence_logps(model: MiniGPT, prompts: Sequence[str], responses: Sequence[Text], batch_size: int = 64) -> Tensor:

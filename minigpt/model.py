@@ -83,6 +83,8 @@ class MiniGPT(nn.Module):
     Raises ValueError if num_heads does not divide embed_dim.
     """
 
+    READ_WEIGHTS = ("hidden_states", "logits")  # the methods that do, called from outside
+
     def __init__(self, vocab_size: int = VOCAB_SIZE, embed_dim: int = 128, num_heads: int = 4, num_layers: int = 4,
                  max_seq_len: int = 128, ff_dim: int = 512):
         super().__init__()

@@ -15,7 +15,7 @@ from torch import nn
 
 from minigpt import distributed
 from minigpt.checkpoint import load_state, save_state
-from minigpt.cli import ANOTHER_RUN, UserError, check_free
+from minigpt.cli import ANOTHER_RUN, UserError, make_folder
 from minigpt.disk import replace_text
 
 
@@ -34,7 +34,7 @@ class RunFolder:
         """
         going_on = resume and self.state.exists()
         if distributed.rank() == 0:
-            check_free(self.path)
+            make_folder(self.path)
             if not (resume or overwrite) and (self.state.exists() or self.log.exists()):
                 raise UserError(ANOTHER_RUN.format(self.path))
             self._check_room(models)

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from minigpt import distributed
 from minigpt.batching import Batch, Batches, Example
-from minigpt.cli import UserError, option
+from minigpt.cli import MAY_CHANGE, UserError, option
 from minigpt.run_folder import RunFolder
 
 
@@ -52,6 +52,7 @@ class TrainingConfig:
     seed: int = option(0, "of the data order and of sampling")
     out: str | None = option(None, "folder for metrics.jsonl and checkpoints")
     save_every: int = option(500, "steps between two checkpoints")
+    shard: bool = option(False, "under torchrun: spread the model over the processes (FSDP2), where one cannot hold it")
     resume: bool = option(False, "go on with the run in --out")
     overwrite: bool = option(False, "replace the run in --out")
 
@@ -59,6 +60,8 @@ class TrainingConfig:
         for name in ("batch_size", "save_every", "num_epochs", "num_episodes", "accumulate", "minibatch_size", "ppo_epochs"):
             if getattr(self, name, 1) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.shard and not distributed.is_on():
+            raise UserError("--shard spreads a model over the processes of torchrun, and this is a single process")
 
 
 @dataclass
@@ -73,8 +76,8 @@ def recipe(config_class: type, run: TrainingConfig, stage: str, quick: bool, own
     """The default settings of another stage, for a start made on the way to `run`: its seed, a folder inside its own."""
     changed = (config_class.QUICK if quick else {}) | (config_class.OWN_DATA if own_data else {})
     changed["batch_size"] = max(1, config_class(**changed).batch_size // distributed.world_size())  # together as one alone
-    return config_class(**{**changed, "seed": run.seed, "resume": run.resume,
-                           "overwrite": run.overwrite, "out": f"{run.out}/{stage}"})
+    return config_class(**{**changed, "seed": run.seed, "resume": run.resume, "overwrite": run.overwrite,
+                           "shard": run.shard, "out": f"{run.out}/{stage}"})
 
 
 def fast_precision(device: torch.device) -> str:
@@ -96,12 +99,15 @@ class TrainingRun:
     def __init__(self, models: dict[str, nn.Module], config: TrainingConfig, num_steps: int,
                  examples: Sequence[Example] = (), others: Sequence[nn.Module] = (),
                  lrs: dict[str, float] | None = None, adam_eps: float = 1e-8, state: dict[str, Any] | None = None):
-        if num_steps < 1:
-            raise UserError("this run has no steps: num_epochs (or num_episodes) must be at least 1")
         self.models, self.config, self.num_steps = models, config, num_steps
         self.step, self.num_tokens, self.history, self.state = 0, 0, {}, state or {}
         self.device = next(next(iter(models.values())).parameters()).device
         self.precision = fast_precision(self.device) if config.precision == "auto" else config.precision
+        self.folder, saved = None, None
+        if config.out is not None:
+            self.folder = RunFolder(config.out, self._identity(examples, others))
+            saved = self.folder.open(models, config.resume, config.overwrite)
+        self._spread = (distributed.Shards if config.shard else distributed.Replicas)(models, self.device)
         groups = []
         for name, model in models.items():
             peak = (lrs or {}).get(name, config.lr)
@@ -109,15 +115,10 @@ class TrainingRun:
                 parameters = [p for p in model.parameters() if p.dim() in dims]
                 groups.append({"params": parameters, "lr": peak, "peak": peak, "weight_decay": decay})
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), eps=adam_eps, fused=True)
-        self._gradients = distributed.share_gradients(models)
         self._epoch, self._numbers, self._shares, self._sums = 0.0, [], [], {}
         self._signal, self._stopping = 0, False
-        self.folder = None
-        if config.out is not None:
-            self.folder = RunFolder(config.out, self._identity(examples, others))
-            saved = self.folder.open(models, config.resume, config.overwrite)
-            if saved is not None:
-                self._go_on(saved)
+        if saved is not None:
+            self._go_on(saved)
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -165,13 +166,12 @@ class TrainingRun:
         """Add this loss's gradient.  Raises FloatingPointError if the loss is not finite."""
         if not torch.isfinite(loss):
             self._not_finite(f"the loss is {loss.item()}")
-        if self._gradients is not None:
-            self._gradients()
+        self._spread.before_backward()
         loss.backward()
 
     def optimizer_step(self) -> float:
         """Clip, step, clear.  Returns the gradient's length before clipping; FloatingPointError if it is not finite."""
-        norms = torch.stack([nn.utils.clip_grad_norm_(model.parameters(), self.config.max_grad_norm)
+        norms = torch.stack([distributed.gathered(nn.utils.clip_grad_norm_(model.parameters(), self.config.max_grad_norm))
                              for model in self.models.values()])
         if not torch.isfinite(norms).all():
             self._not_finite("the gradient is not finite, though the loss is")
@@ -246,20 +246,23 @@ class TrainingRun:
 
     def _identity(self, examples: Sequence[Example], others: Sequence[nn.Module]) -> dict[str, Any]:
         """What a resumed run must share with the one that it goes on with."""
-        free = ("out", "resume", "overwrite", "save_every")
-        return {**{name: value for name, value in vars(self.config).items() if name not in free},
+        return {**{name: value for name, value in vars(self.config).items() if name not in MAY_CHANGE},
                 "precision": self.precision, "steps": self.num_steps, "processes": distributed.world_size(),
                 "examples": digest_of(examples),
                 "weights_at_start": digest_of([*self.models.values(), *others])}
 
+    def whole(self, name: str) -> nn.Module:
+        """One of the models, as the caller knows it: itself, or with --shard a copy gathered from all processes."""
+        return self._spread.whole(name)
+
     def _save(self) -> None:
         if self.folder is not None:
             self.folder.save({"step": self.step, "num_tokens": self.num_tokens, "state": self.state,
-                              "optimizer": self.optimizer.state_dict(),
-                              "models": {name: model.state_dict() for name, model in self.models.items()}})
+                              "optimizer": self._spread.optimizer_state(self.optimizer),
+                              "models": {name: self.whole(name).state_dict() for name in self.models}})
 
     def _go_on(self, saved: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(saved["optimizer"])
+        self._spread.load_optimizer_state(self.optimizer, saved["optimizer"])
         self.step, self.num_tokens, self.state = saved["step"], saved["num_tokens"], saved["state"]
         for line in self.folder.lines(self.step):
             for name, value in line.items():

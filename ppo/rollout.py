@@ -23,7 +23,7 @@ class Rollout:
     """B sampled rows of T tokens, prompts included, and all that the update needs to know of them."""
 
     token_ids: Tensor      # (B, T) long
-    mask: Tensor           # (B, T) bool, True on response tokens, EOS included
+    segments: Tensor       # (B, T) 0 on the prompt, 1 on the response, EOS included, -1 on padding
     logps: Tensor          # (B, T) of the policy that sampled them
     values: Tensor         # (B, T)
     rewards: Tensor        # (B, T) what GAE sees: the KL penalty on each token, and the score on the last
@@ -33,15 +33,19 @@ class Rollout:
     entropy: Tensor        # 0-d    mean entropy of the next-token distributions
     finished: Tensor       # (B,)   bool, ended by EOS
 
+    @property
+    def mask(self) -> Tensor:
+        """(B, T), True on response tokens."""
+        return self.segments > 0
+
     def rows(self, numbers: Tensor) -> "Rollout":
         """The same, of these rows only."""
         return Rollout(**{name: value if value.dim() == 0 else value[numbers] for name, value in vars(self).items()})
 
     def texts(self) -> tuple[list[str], list[str]]:
         """Prompts and responses."""
-        is_prompt = self.mask.cumsum(1) == 0  # before the first response token
-        prompts, responses = ([decode(ids[where].tolist()) for ids, where in zip(self.token_ids, mask, strict=True)]
-                              for mask in (is_prompt, self.mask))
+        prompts, responses = ([decode(ids[where].tolist()) for ids, where in zip(self.token_ids, places, strict=True)]
+                              for places in (self.segments == 0, self.mask))
         return prompts, responses
 
 
@@ -68,9 +72,9 @@ def sample_rollout(policy: MiniGPT, reference: MiniGPT, reward: RewardModel, val
     prompt_ids = [ids[:n].tolist() for ids, n in zip(prompts.token_ids, prompts.lengths, strict=True)]
     responses = sample_ids(policy, prompt_ids, max_new_tokens, generator=generator)
     batch = collate([Example(p, (r,)) for p, r in zip(prompt_ids, responses, strict=True)]).to(policy.device)
-    token_ids, mask = batch.token_ids, batch.response_mask
+    token_ids, segments, mask = batch.token_ids, batch.segments, batch.response_mask
 
-    logits, ref_logits = response_logits(policy, token_ids, mask), response_logits(reference, token_ids, mask)
+    logits, ref_logits = (response_logits(model, token_ids, segments) for model in (policy, reference))
     logps, ref_logps = (per_token(logps_of(each, token_ids[mask]), mask) for each in (logits, ref_logits))
     exact = per_token(exact_kl(logits, ref_logits), mask)
 
@@ -81,5 +85,5 @@ def sample_rollout(policy: MiniGPT, reference: MiniGPT, reward: RewardModel, val
     kl_per_token = kl_k1(logps, ref_logps)
     rewards = -kl_coeff * kl_per_token
     rewards[every, last] += scores
-    return Rollout(token_ids, mask, logps, token_values(value_model, token_ids, mask), rewards, scores,
+    return Rollout(token_ids, segments, logps, token_values(value_model, token_ids, mask), rewards, scores,
                    kl_per_token.sum(1), exact.sum(1), entropy(logits).mean(), finished)

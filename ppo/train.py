@@ -1,5 +1,6 @@
 """The PPO loop: roll out, estimate advantages, update a few times on the same rollout, repeat."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -63,7 +64,8 @@ def ppo_training(policy: MiniGPT, reference: MiniGPT, reward: RewardModel, promp
     value_model = value_model_from(reward)
     batch_size = min(config.batch_size, len(prompts)) * distributed.world_size()
     examples = prompt_examples(prompts, policy.max_seq_len)
-    batches = Batches(examples * batch_size, batch_size, config.seed, sorted_together=1)  # so that every rollout is full
+    copies = batch_size // math.gcd(len(examples), batch_size)  # the fewest with which every rollout of an epoch is full
+    batches = Batches(examples * copies, batch_size, config.seed, sorted_together=1)
     run = TrainingRun({"policy": policy.train(), "value": value_model}, config, config.num_episodes, examples,
                       [reference, reward], lrs={"value": config.value_lr}, adam_eps=1e-5,
                       state={"kl_coeff": config.kl_coeff})
@@ -71,7 +73,7 @@ def ppo_training(policy: MiniGPT, reference: MiniGPT, reward: RewardModel, promp
     for batch in run.steps(batches):
         generator = torch.Generator(policy.device).manual_seed(config.seed * 1_000_003 + run.step
                                                                + 10**9 * distributed.rank())
-        rollout = sample_rollout(policy, reference, reward, value_model, batch, config.max_new_tokens,
+        rollout = sample_rollout(run.whole("policy"), reference, reward, run.whole("value"), batch, config.max_new_tokens,
                                  run.state["kl_coeff"], config.missing_eos_penalty, generator)
         metrics = update_on(rollout, policy, value_model, run, config)
         measured = {} if measure is None else measure(*rollout.texts())
@@ -84,7 +86,7 @@ def ppo_training(policy: MiniGPT, reference: MiniGPT, reward: RewardModel, promp
         warned = warned or bool(signs)
         if config.target_kl is not None:
             run.state["kl_coeff"] *= adaptive_factor(run.history["objective/kl"][-1], config, batch_size)
-    return policy.eval(), run.history["objective/scores"], run.history["objective/kl_exact"]
+    return run.whole("policy").eval(), run.history["objective/scores"], run.history["objective/kl_exact"]
 
 
 def value_model_from(reward: RewardModel) -> RewardModel:
@@ -111,7 +113,7 @@ def update_on(rollout: Rollout, policy: MiniGPT, value_model: RewardModel, run: 
     for _ in range(config.ppo_epochs):
         for numbers in torch.randperm(len(rollout.scores), generator=generator).split(config.minibatch_size):
             part = rollout.rows(numbers.to(run.device))
-            logps = token_logps(policy, part.token_ids, part.mask)
+            logps = token_logps(policy, part.token_ids, part.segments)
             policy_loss, metrics = ppo_loss(logps, part.logps, advantages[numbers], part.mask, config.clip)
             values = token_values(value_model, part.token_ids, part.mask)
             v_loss, value_metrics = value_loss(values, part.values, returns[numbers], part.mask, config.value_clip)

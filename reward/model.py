@@ -21,6 +21,8 @@ class RewardModel(nn.Module):
     Raises ValueError on another pooling.
     """
 
+    READ_WEIGHTS = ("token_values",)
+
     def __init__(self, vocab_size: int = VOCAB_SIZE, embed_dim: int = 128, num_heads: int = 4, num_layers: int = 4,
                  max_seq_len: int = 128, ff_dim: int = 512, pooling: str = "last"):
         super().__init__()
@@ -73,8 +75,7 @@ class RewardModel(nn.Module):
     def rewards_of(self, batch: Batch) -> Tensor:
         """The reward of every response of a batch: (B, k) for k responses a row."""
         values = self.token_values(batch.token_ids, *prompt_and_own(batch.segments))
-        members = torch.stack([batch.segments == j for j in range(1, int(batch.segments.max()) + 1)], 1)
-        return self.pool(values, members)
+        return self.pool(values, batch.members)
 
     def pool(self, values: Tensor, members: Tensor) -> Tensor:
         """One reward for each response: values (B, T), members (B, k, T), True on a response's tokens -> (B, k)."""

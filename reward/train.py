@@ -47,7 +47,7 @@ def train_reward_model(model: RewardModel, rows: Sequence[Mapping], num_epochs: 
         chosen_rewards, rejected_rewards = model.rewards_of(batch).unbind(1)      # (B,) each
         loss, metrics = bradley_terry_loss(chosen_rewards, rejected_rewards)
         run.update(loss, metrics)
-    return model.eval(), run.history["loss"], run.history["accuracy"]
+    return run.whole("reward").eval(), run.history["loss"], run.history["accuracy"]
 
 
 def score(model: RewardModel, prompts: Sequence[str], responses: Sequence[Text], batch_size: int = 128) -> Tensor:

@@ -33,7 +33,7 @@ def train_base_model(task: Task, config: SFTConfig, command: CommandConfig) -> M
     model = MiniGPT(max_seq_len=task.max_seq_len).to(check_device(command.device))
     if task.plain_text:
         base_config = replace(config, num_epochs=1, lr=config.base_lr, out=f"{config.out}/base")
-        sft_train(model, as_rows(task.plain_text), **vars(base_config))
+        model, _ = sft_train(model, as_rows(task.plain_text), **vars(base_config))
     return model.eval()
 
 

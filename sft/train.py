@@ -44,7 +44,7 @@ def sft_train(model: MiniGPT, rows: Sequence[Mapping], num_epochs: int = 1, lr: 
         logps = token_logps(model, batch.token_ids, batch.segments)
         loss, metrics = sft_loss(logps, batch.response_mask)
         run.update(loss, metrics)
-    return model.eval(), run.history["loss"]
+    return run.whole("model").eval(), run.history["loss"]
 
 
 def evaluate_loss(model: MiniGPT, rows: Sequence[Mapping]) -> float:

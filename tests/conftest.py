@@ -35,20 +35,21 @@ def _spread(model, spread):
     return model.eval()
 
 
-@pytest.fixture(scope="session")
-def make_model():
+def _maker(kind):
     def make(seed=0, spread=8.0, **settings):
         torch.manual_seed(seed)
-        return _spread(MiniGPT(**{**SMALL, **settings}), spread)
+        return _spread(kind(**{**SMALL, **settings}), spread)
     return make
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    return _maker(MiniGPT)
 
 
 @pytest.fixture(scope="session")
 def make_reward():
-    def make(seed=0, spread=8.0, **settings):
-        torch.manual_seed(seed)
-        return _spread(RewardModel(**{**SMALL, **settings}), spread)
-    return make
+    return _maker(RewardModel)
 
 
 @pytest.fixture(scope="session")

@@ -4,14 +4,8 @@ The same rows, batches, lengths and numbers of steps as in `tests.benchmarks.our
 is the last release with a PPO trainer.
 """
 
-import argparse
-import contextlib
-import json
 import os
-import sys
 import tempfile
-import time
-from collections.abc import Callable
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -20,9 +14,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from minigpt.cli import peak_memory_mb
-from tests.benchmarks.ours import EPISODES, GENERATED, ROWS, UNITS
-from tests.benchmarks.rows import benchmark_rows
+from tests.benchmarks.rows import EPISODES, GENERATED, ROWS, Work, benchmark_rows, time_one_stage
 
 EOS, PAD = 256, 257
 
@@ -46,7 +38,7 @@ def scorer() -> GPT2ForSequenceClassification:
     return GPT2ForSequenceClassification(gpt2(num_labels=1))
 
 
-def work_of(stage: str, data: str | None, bf16: bool) -> tuple[Callable[[], object], int]:
+def work_of(stage: str, data: str | None, bf16: bool) -> tuple[Work, int]:
     torch.manual_seed(0)
     rows = benchmark_rows(data, ROWS)
     model, twin = GPT2LMHeadModel(gpt2()), GPT2LMHeadModel(gpt2())
@@ -87,7 +79,7 @@ def work_of(stage: str, data: str | None, bf16: bool) -> tuple[Callable[[], obje
                       value_model=scorer(), train_dataset=prompts, eval_dataset=prompts).train, EPISODES
 
 
-def generate_thrice(model: GPT2LMHeadModel) -> Callable[[], None]:
+def generate_thrice(model: GPT2LMHeadModel) -> Work:
     prompts = torch.randint(1, EOS, (64, 32))
     settings = {"attention_mask": torch.ones_like(prompts), "do_sample": True, "pad_token_id": PAD}
     model.generate(prompts, max_new_tokens=4, **settings)
@@ -98,20 +90,5 @@ def generate_thrice(model: GPT2LMHeadModel) -> Callable[[], None]:
     return work
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=UNITS)
-    parser.add_argument("--data")
-    parser.add_argument("--bf16", action="store_true")
-    options = parser.parse_args()
-    with contextlib.redirect_stdout(sys.stderr):
-        work, units = work_of(options.stage, options.data, options.bf16)
-        start = time.perf_counter()
-        work()
-    seconds = time.perf_counter() - start
-    print(json.dumps({"stage": options.stage, "bf16": options.bf16, "unit": UNITS[options.stage], "rate": units / seconds,
-                      "seconds": seconds, "peak_mb": peak_memory_mb()}))
-
-
 if __name__ == "__main__":
-    main()
+    time_one_stage(__doc__, work_of)

@@ -1,10 +1,20 @@
-"""Rows for the benchmarks: as long as real instruction data, the same each time."""
+"""What ours and the peer share: the rows, the amount of work, and how one stage is timed."""
 
+import argparse
+import contextlib
+import json
 import random
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from data.preferences import Record, load_preferences
+from minigpt.cli import peak_memory_mb
 
+ROWS, EPISODES, GENERATED = 512, 256, 64 * 64 * 3
+UNITS = {"sft": "examples/s", "reward": "pairs/s", "dpo": "pairs/s", "ppo": "episodes/s", "generate": "tokens/s"}
+Work = Callable[[], object]
 WORDS = ("river", "stone", "bridge", "two", "friends", "spoke", "about", "maps", "letters", "weather", "and", "bread", "how",
          "far", "the", "next", "town", "might", "be", "before", "night", "came", "down", "over", "every", "field")
 
@@ -20,3 +30,22 @@ def benchmark_rows(path: str | Path | None, count: int) -> list[Record]:
         return " ".join(rng.choices(WORDS, k=length))[:length].strip()
     return [{"prompt": text(54, 120), "chosen": text(71, 120) + " a", "rejected": text(71, 120) + " b"}
             for _ in range(count)]
+
+
+def time_one_stage(description: str, work_of: Callable[[str, str | None, bool], tuple[Work, int]]) -> None:
+    """The command of `ours` and `peer`: prints one JSON line, all else that is printed goes to stderr.
+
+    work_of(stage, data, bf16) makes the models and returns what is timed and how many units of work it does.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("stage", choices=UNITS)
+    parser.add_argument("--data")
+    parser.add_argument("--bf16", action="store_true")
+    options = parser.parse_args()
+    with contextlib.redirect_stdout(sys.stderr):
+        work, units = work_of(options.stage, options.data, options.bf16)
+        start = time.perf_counter()
+        work()
+        seconds = time.perf_counter() - start
+    print(json.dumps({"stage": options.stage, "bf16": options.bf16, "unit": UNITS[options.stage], "rate": units / seconds,
+                      "seconds": seconds, "peak_mb": peak_memory_mb()}))

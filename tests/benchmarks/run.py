@@ -11,7 +11,6 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -23,7 +22,7 @@ from tqdm import tqdm
 from minigpt.disk import write_json
 from minigpt.model import MiniGPT
 from minigpt.training import fast_precision
-from tests.benchmarks.ours import UNITS
+from tests.benchmarks.rows import UNITS, Work
 
 
 def measure(module: str, stage: str, data: str | None, bf16: bool) -> dict[str, Any]:
@@ -78,7 +77,7 @@ class PlainGPT(nn.Module):
         return self.norm(x) @ self.tokens.weight.T
 
 
-def seconds_of(work: Callable[[], object], repeats: int) -> float:
+def seconds_of(work: Work, repeats: int) -> float:
     """The median time of one call."""
     work()
     times = []
@@ -89,7 +88,7 @@ def seconds_of(work: Callable[[], object], repeats: int) -> float:
     return median(times)
 
 
-def training_step(model: nn.Module, ids: torch.Tensor) -> Callable[[], None]:
+def training_step(model: nn.Module, ids: torch.Tensor) -> Work:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:

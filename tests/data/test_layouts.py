@@ -67,24 +67,19 @@ def save(tmp_path):
 # --- every layout -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", PREFERENCES)
-def test_every_layout_of_a_preference_is_read_and_said(save, capsys, layout):
-    row, *texts = PREFERENCES[layout]
-    assert check_preferences([row]) == [pair(*texts)]
-    assert capsys.readouterr().out == ""
-    path = save([row, row])
-    assert load_preferences(path) == [pair(*texts)] * 2
-    assert capsys.readouterr().out == f"{path}: 2 rows of prompt, chosen, rejected, found as {layout}\n"
+PAIRS = [(check_preferences, load_preferences, pair, layout, PREFERENCES[layout]) for layout in PREFERENCES]
+ANSWERS = [(check_sft, load_sft, demonstration, layout, DEMONSTRATIONS[layout]) for layout in DEMONSTRATIONS]
 
 
-@pytest.mark.parametrize("layout", DEMONSTRATIONS)
-def test_every_layout_of_a_demonstration_is_read_and_said(save, capsys, layout):
-    row, *texts = DEMONSTRATIONS[layout]
-    assert check_sft([row]) == [demonstration(*texts)]
+@pytest.mark.parametrize("check, load, record, layout, example", PAIRS + ANSWERS)
+def test_every_layout_is_read_and_said(save, capsys, check, load, record, layout, example):
+    row, *texts = example
+    expected = record(*texts)
+    assert check([row]) == [expected]
     assert capsys.readouterr().out == ""
     path = save([row, row])
-    assert load_sft(path) == [demonstration(*texts)] * 2
-    assert capsys.readouterr().out == f"{path}: 2 rows of prompt, response, found as {layout}\n"
+    assert load(path) == [expected] * 2
+    assert capsys.readouterr().out == f"{path}: 2 rows of {', '.join(expected)}, found as {layout}\n"
 
 
 @pytest.mark.parametrize("layout", PREFERENCES)

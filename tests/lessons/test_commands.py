@@ -2,7 +2,11 @@
 
 import json
 import math
+import os
 import re
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -89,3 +93,21 @@ def test_a_bad_file_ends_the_command_with_its_line(tmp_path, folder):
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": 3}\n')
     with pytest.raises(ValueError, match=r"bad\.jsonl, line 1.*'rejected' is int"):
         dpo.main.main(["--data", str(tmp_path / "bad.jsonl"), "--out", str(tmp_path / "dpo")])
+
+
+@pytest.mark.parametrize("sent, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_command_saves_says_where_and_goes_on_to_the_same_end(folder, tmp_path, sent, code):
+    command = [sys.executable, "-m", "sft.main", "--out", str(tmp_path / "sft"), *LITTLE]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as many threads as the run to compare with
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    log = tmp_path / "sft" / "metrics.jsonl"
+    while started.poll() is None and not (log.exists() and log.read_bytes()):
+        pass
+    started.send_signal(sent)
+    printed, _ = started.communicate(timeout=60)
+    assert started.returncode == code
+    assert f"saved in {tmp_path / 'sft' / 'state.pt'}: the same command with --resume goes on" in printed
+    assert len(log.read_text().splitlines()) < len((folder / "sft" / "metrics.jsonl").read_text().splitlines())
+    subprocess.run([*command, "--resume"], check=True, stdout=subprocess.DEVNULL, env=environment)
+    for name in ("metrics.jsonl", "model.pt"):
+        assert (tmp_path / "sft" / name).read_bytes() == (folder / "sft" / name).read_bytes()

@@ -1,6 +1,6 @@
 """Run by test_distributed.py and test_kills.py, alone and under torchrun:
 
-    small_run.py STAGE OUT BATCH_SIZE [--resume] [--die-at STEP]
+    small_run.py STAGE OUT BATCH_SIZE [--resume] [--shard] [--die-at STEP]
 
 Trains a small model of the stage in float32 on 30 pairs and saves it.
 """
@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("out")
     parser.add_argument("batch_size", type=int)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--shard", action="store_true")
     parser.add_argument("--die-at", type=int)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -58,7 +59,7 @@ def main() -> None:
                 os._exit(9)  # as if the machine had taken it
         TrainingRun.log = log_and_die
     model = train(options.stage, {"batch_size": options.batch_size, "precision": "float32", "out": options.out,
-                                  "save_every": 1, "resume": options.resume})
+                                  "save_every": 1, "resume": options.resume, "shard": options.shard})
     print("only the first process is heard")
     if distributed.rank() == 0:
         save_checkpoint(model, f"{options.out}/model.pt")

@@ -6,6 +6,7 @@ import torch
 from minigpt import EOS, PAD, SEP, encode
 from minigpt.batching import (
     Batches,
+    Example,
     NoRoomError,
     collate,
     predicted_from,
@@ -129,7 +130,6 @@ def test_first_token_of_every_response_is_predicted_from_the_end_of_the_prompt()
 def test_rows_of_one_response_need_no_mask():
     positions, visible = prompt_and_own(torch.tensor([[0, 0, 1, 1, -1]]))
     assert positions.tolist() == [[0, 1, 2, 3, 0]] and visible is None
-    assert prompt_and_own(torch.tensor([[False, False, True, True, False]])) == (None, None)
 
 
 def test_padding_may_go_beyond_max_seq_len(make_model):
@@ -167,10 +167,9 @@ def test_more_padding_changes_no_log_prob(make_model, texts):
                                token_logps(model, batch.token_ids, batch.segments), rtol=1e-5, atol=1e-5)
 
 
-def test_a_mask_says_the_same_as_segments_of_one_response(make_model, texts):
-    model, batch = make_model(), collate(one_row_examples(texts))
-    assert torch.equal(token_logps(model, batch.token_ids, batch.response_mask),
-                       token_logps(model, batch.token_ids, batch.segments))
+def test_members_are_the_tokens_of_each_response():
+    batch = collate([Example([5, 6], ([7, 8], [9])), Example([5], ([7], [8, 9]))])
+    assert batch.members.int().tolist() == [[[0, 0, 1, 1, 0], [0, 0, 0, 0, 1]], [[0, 1, 0, 0, 0], [0, 0, 1, 1, 0]]]
 
 
 def test_scores_come_back_in_the_order_of_the_examples(texts):

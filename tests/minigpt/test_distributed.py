@@ -12,7 +12,8 @@ import torch
 
 from minigpt import load_checkpoint
 from minigpt.batching import Batches, Example
-from minigpt.training import deal
+from minigpt.cli import UserError
+from minigpt.training import TrainingConfig, deal
 
 SCRIPT = Path(__file__).with_name("small_run.py")
 ROOT = SCRIPT.parents[2]
@@ -61,6 +62,35 @@ def test_ppo_in_two_processes_is_reproducible_and_keeps_them_together(tmp_path):
     first = lines_of(tmp_path / "one")[0]
     assert first["val/first_ratio"] == pytest.approx(1, abs=1e-5)
     assert first["val/response_tokens"] <= 8
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "ppo"])
+def test_a_model_spread_over_two_processes_learns_what_a_whole_one_does(stage, tmp_path):
+    whole, spread = launch(2, stage, tmp_path / "whole", 4), launch(2, stage, tmp_path / "spread", 4, "--shard")
+    assert whole.returncode == spread.returncode == 0, spread.stderr
+    for a, b in zip(lines_of(tmp_path / "whole"), lines_of(tmp_path / "spread"), strict=True):
+        for free in ("min_reward", "mean_reward", "max_reward") if stage == "reward" else ():
+            a.pop(free), b.pop(free)
+        assert b == pytest.approx(a, rel=1e-3, abs=1e-4)
+    models = [load_checkpoint(tmp_path / name / "model.pt").state_dict() for name in ("whole", "spread")]
+    for name, weight in models[0].items():
+        if name not in ("head.bias", "trunk.final_norm.bias"):
+            torch.testing.assert_close(models[1][name], weight, rtol=0, atol=5e-5)
+
+
+def test_a_spread_run_that_died_resumes(tmp_path):
+    whole, dead = (launch(2, "dpo", tmp_path / name, 4, "--shard", *more)
+                   for name, more in (("whole", ()), ("dead", ("--die-at", 5))))
+    assert whole.returncode == 0 and dead.returncode != 0
+    resumed = launch(2, "dpo", tmp_path / "dead", 4, "--shard", "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    for name in ("metrics.jsonl", "model.pt"):
+        assert (tmp_path / "dead" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_spreading_needs_torchrun():
+    with pytest.raises(UserError, match="single process"):
+        TrainingConfig(shard=True)
 
 
 def test_a_process_that_dies_takes_the_job_down_and_the_job_resumes(tmp_path):

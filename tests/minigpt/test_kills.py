@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -29,22 +30,25 @@ def test_a_run_killed_at_random_moments_ends_in_the_bits_of_the_unbroken_run(sta
     while kills < KILLS:
         folder = tmp_path / f"killed{ended}"
         process = begin(stage, folder)
-        log, steps = folder / "metrics.jsonl", 0
+        log = folder / "metrics.jsonl"
         before = len(log.read_bytes()) if log.exists() else 0
         while process.poll() is None and (not log.exists() or len(log.read_bytes()) <= before):
             pass  # until it has made a step of its own
-        try:
-            process.wait(rng.random() * 0.1)
-        except subprocess.TimeoutExpired:
+        if kills % 2:  # every other time while it writes a checkpoint, else at any moment
+            while process.poll() is None and not (folder / "state.pt.tmp").exists():
+                pass
+        else:
+            time.sleep(rng.random() * 0.1)
+        if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             kills += 1
-        steps = process.wait()
+        code = process.wait()
         while_saving += (folder / "state.pt.tmp").exists()
-        if steps == 0:  # it came to its end between two kills
+        if code == 0:  # it came to its end between two kills
             compare(folder, tmp_path / "whole")
             ended += 1
         else:
-            assert steps == -signal.SIGKILL, process.stderr.read()
+            assert code == -signal.SIGKILL, process.stderr.read()
     last = begin(stage, folder)
     assert last.wait() == 0, last.stderr.read()
     compare(folder, tmp_path / "whole")

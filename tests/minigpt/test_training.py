@@ -119,11 +119,6 @@ def test_a_model_that_overflows_raises_through_the_public_loop(make_model, recit
 # --- the loop and its log ---------------------------------------------------------------------------------------------
 
 
-def test_a_run_needs_at_least_one_step():
-    with pytest.raises(ValueError, match="num_epochs"):
-        TrainingRun({"model": Weight()}, TrainingConfig(), 0)
-
-
 def test_every_row_is_trained_on_once_an_epoch(make_model):
     run, seen = TrainingRun({"model": make_model()}, EpochConfig(), 6), []
     for batch in run.steps(batches_of(ROWS, 3)):

@@ -76,7 +76,7 @@ def test_reference_and_reward_model_are_left_as_they_were(reciter, copy_of, make
 
 
 def test_training_raises_a_known_reward_well_above_its_start(reciter, copy_of, small, prompts):
-    policy, rewards, _ = run(copy_of(reciter), reciter, ByteReward(**small), prompts, num_episodes=40, lr=2e-3,
+    policy, rewards, _ = run(copy_of(reciter), reciter, ByteReward(**small), prompts, num_episodes=80, lr=2e-3,
                              kl_coeff=0.02, batch_size=64, minibatch_size=12, max_new_tokens=24)
     assert sum(rewards[-5:]) / 5 > rewards[0] + 1.5
     share_of_o = []
