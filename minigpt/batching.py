@@ -23,9 +23,9 @@ Text = str | list[int]  # a response: its text, or the very ids that a model gen
 
 
 class Example(NamedTuple):
-    prompt: list[int]                   # ids, SEP included
-    responses: tuple[list[int], ...]    # ids, EOS included
-    is_cut: bool = False                # a response did not fit, so it ends without EOS
+    prompt: bytes                   # ids, SEP included; every id is a byte, and a million rows had better stay small
+    responses: tuple[bytes, ...]    # ids, EOS included
+    is_cut: bool = False            # a response did not fit, so it ends without EOS
 
     @property
     def num_tokens(self) -> int:
@@ -57,7 +57,7 @@ def tokenize_example(prompt: str, responses: Sequence[Text], max_seq_len: int) -
     prompt_ids = tokenize_prompt(prompt, max_seq_len)
     room = max_seq_len - len(prompt_ids)
     ids = [[*encode(r), EOS] if isinstance(r, str) else list(r) for r in responses]
-    return Example(prompt_ids, tuple(i[:room] for i in ids), is_cut=any(len(i) > room for i in ids))
+    return Example(bytes(prompt_ids), tuple(bytes(i[:room]) for i in ids), is_cut=any(len(i) > room for i in ids))
 
 
 def tokenize_examples(examples: Sequence[tuple[str, Sequence[Text]]], max_seq_len: int) -> list[Example]:
@@ -124,12 +124,11 @@ def collate(examples: Sequence[Example], numbers: Sequence[int] = (), columns: i
     T = -(-max(example.num_tokens for example in examples) // columns) * columns
     token_ids, segments = [], []
     for prompt, responses, _ in examples:
-        ids, segment = list(prompt), [0] * len(prompt)
+        segment = [0] * len(prompt)
         for j, response in enumerate(responses, start=1):
-            ids += response
             segment += [j] * len(response)
-        token_ids.append(ids + [PAD] * (T - len(ids)))
-        segments.append(segment + [-1] * (T - len(ids)))
+        token_ids.append([*b"".join((prompt, *responses)), *[PAD] * (T - len(segment))])
+        segments.append(segment + [-1] * (T - len(segment)))
     return Batch(torch.tensor(token_ids), torch.tensor(segments), torch.tensor(numbers, dtype=torch.long))
 
 
@@ -154,6 +153,12 @@ def predicted_from(segments: Tensor) -> Tensor:
     last_of_prompt = (segments > 0).int().argmax(1, keepdim=True) - 1
     goes_on = torch.nn.functional.pad(segments[:, 1:] == segments[:, :-1], (1, 0))
     return torch.where(goes_on, columns - 1, last_of_prompt)
+
+
+def predicting(segments: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the N response tokens are predicted from, in row order: rows (N,), columns (N,)."""
+    rows, columns = (segments > 0).nonzero(as_tuple=True)
+    return rows, predicted_from(segments)[rows, columns]
 
 
 COLUMNS = 8  # the processor's library keeps what it prepared for every shape that it met: let there be few

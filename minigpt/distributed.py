@@ -30,6 +30,12 @@ def start(device: str) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open until the process ends
 
 
+def stop() -> None:
+    """Leave the others, at the end of a program: what still runs in the background would end it with an error."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def rank() -> int:
     """The number of this process; 0 prints and writes."""
     return dist.get_rank() if dist.is_initialized() else 0

@@ -1,7 +1,7 @@
 """Log-probabilities of responses, in nats, and how far apart two policies are (KL divergence).
 
 Row t of the logits predicts token t + 1: every shift by one in this library happens in
-`minigpt.batching.predicted_from` or in `ppo.rollout`, and nowhere else.
+`minigpt.batching.predicted_from`, and nowhere else.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minigpt.batching import Batch, Batches, Text, predicted_from, prompt_and_own, score_examples, tokenize_example
+from minigpt.batching import Batch, Batches, Text, predicting, prompt_and_own, score_examples, tokenize_example
 from minigpt.model import MiniGPT
 
 
@@ -19,9 +19,7 @@ def response_logits(model: MiniGPT, token_ids: Tensor, segments: Tensor) -> Tens
 
     segments (B, T) as in `minigpt.batching`.
     """
-    hidden = model.hidden_states(token_ids, *prompt_and_own(segments))
-    rows, columns = (segments > 0).nonzero(as_tuple=True)
-    return model.logits(hidden[rows, predicted_from(segments)[rows, columns]])
+    return model.logits(model.hidden_states(token_ids, *prompt_and_own(segments), at=predicting(segments)))
 
 
 def token_logps(model: MiniGPT, token_ids: Tensor, segments: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from minigpt.tokenizer import VOCAB_SIZE
 
 M = TypeVar("M", bound=nn.Module)
+Places = tuple[Tensor, Tensor]  # rows (N,) and columns (N,) of N tokens of a batch
 
 
 class KeyValueCache:
@@ -50,7 +51,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=False)
         self.out = nn.Linear(embed_dim, embed_dim, bias=False)
 
-    def forward(self, x: Tensor, layer: int, mask: Tensor | None, cache: KeyValueCache | None) -> Tensor:
+    def forward(self, x: Tensor, layer: int, mask: Tensor | None, cache: KeyValueCache | None, at: Places | None) -> Tensor:
         B, T, D = x.shape
         q, k, v = self.qkv(x).view(B, T, 3, self.num_heads, D // self.num_heads).unbind(2)  # each (B, T, H, K)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)                   # each (B, H, T, K)
@@ -60,7 +61,8 @@ class Attention(nn.Module):
             q, k, v = q.float(), k.float(), v.float()
         with torch.autocast("cpu", enabled=False):
             y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None and T > 1)  # one query sees all keys
-        return self.out(y.transpose(1, 2).reshape(B, T, D))
+        y = y.transpose(1, 2)                                                               # (B, T, H, K)
+        return self.out(y.reshape(B, T, D) if at is None else y[at].reshape(-1, D))
 
 
 class Block(nn.Module):
@@ -72,8 +74,10 @@ class Block(nn.Module):
         self.ff_in = nn.Linear(embed_dim, ff_dim)
         self.ff_out = nn.Linear(ff_dim, embed_dim)
 
-    def forward(self, x: Tensor, layer: int, mask: Tensor | None, cache: KeyValueCache | None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), layer, mask, cache)
+    def forward(self, x: Tensor, layer: int, mask: Tensor | None, cache: KeyValueCache | None, at: Places | None) -> Tensor:
+        """(B, T, D) -> (B, T, D), or only `at` N places: (N, D)."""
+        attended = self.attention(self.attention_norm(x), layer, mask, cache, at)
+        x = (x if at is None else x[at]) + attended
         return x + self.ff_out(F.gelu(self.ff_in(self.ff_norm(x))))
 
 
@@ -123,8 +127,9 @@ class MiniGPT(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def hidden_states(self, token_ids: Tensor, positions: Tensor | None = None, visible: Tensor | None = None,
-                      cache: KeyValueCache | None = None) -> Tensor:
-        """The normed last layer, (B, T) -> (B, T, D).
+                      cache: KeyValueCache | None = None, at: Places | None = None) -> Tensor:
+        """The normed last layer, (B, T) -> (B, T, D), or only `at` N places (rows, columns), (N, D): of these alone the
+        last layer's output and feed-forward are computed.
 
         Without `positions` (B, T) column t stands at position t, and without `visible` (B, T, S), True where query t
         may see key s, each column sees those before it.  With a cache the S keys are those it holds and the T new
@@ -140,7 +145,7 @@ class MiniGPT(nn.Module):
             mask = torch.zeros(visible.shape, device=visible.device).masked_fill(~visible, float("-inf"))[:, None]
         x = self.token_embedding(token_ids) + self.position_embedding(positions)
         for layer, block in enumerate(self.blocks):
-            x = block(x, layer, mask, cache)
+            x = block(x, layer, mask, cache, at if layer == self.num_layers - 1 else None)
         if cache is not None:
             cache.length += token_ids.shape[1]
         return self.final_norm(x)

@@ -62,7 +62,7 @@ def sample_ids(model: MiniGPT, prompt_ids: Sequence[list[int]], max_new_tokens: 
 
     # Prompts are padded on the right as in training.  New tokens go into the columns after the longest prompt, at the
     # positions after their own: no position is ever shifted, and the padding in between is hidden from view.
-    last_hidden = model.hidden_states(token_ids, cache=cache)[rows, lengths - 1]
+    last_hidden = model.hidden_states(token_ids, cache=cache, at=(rows, lengths - 1))
     columns = torch.arange(longest + max_new_tokens, device=device)
     visible = (columns < lengths[:, None]) | (columns >= longest)             # (B, S)
     for step in range(max_new_tokens):

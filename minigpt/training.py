@@ -295,5 +295,5 @@ def digest_of(parts: Sequence[nn.Module | Example]) -> str:
                 digest.update(tensor.detach().float().cpu().numpy().tobytes())
         else:
             for ids in (part.prompt, *part.responses):
-                digest.update(bytes(ids) + b"\xf8")  # a byte that no token is
+                digest.update(ids + b"\xf8")  # a byte that no token is
     return digest.hexdigest()[:16]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minigpt.batching import Batch, Example, collate
+from minigpt.batching import Batch, Example, collate, predicting, prompt_and_own
 from minigpt.logprobs import entropy, exact_kl, kl_k1, logps_of, per_token, response_logits
 from minigpt.model import MiniGPT
 from minigpt.sampling import sample_ids
@@ -49,13 +49,13 @@ class Rollout:
         return prompts, responses
 
 
-def token_values(value_model: RewardModel, token_ids: Tensor, mask: Tensor) -> Tensor:
+def token_values(value_model: RewardModel, token_ids: Tensor, segments: Tensor) -> Tensor:
     """V of the state before each response token, 0 elsewhere: (B, T), differentiable.
 
-    The state before token t is read where token t - 1 stands, hence the shift by one.
+    The state before token t is read where t is predicted from: where token t - 1 stands.
     """
-    values = value_model.token_values(token_ids)
-    return torch.nn.functional.pad(values[:, :-1], (1, 0)) * mask
+    positions, _ = prompt_and_own(segments)
+    return per_token(value_model.token_values(token_ids, positions, at=predicting(segments)), segments > 0)
 
 
 @torch.no_grad()
@@ -71,7 +71,7 @@ def sample_rollout(policy: MiniGPT, reference: MiniGPT, reward: RewardModel, val
     """
     prompt_ids = [ids[:n].tolist() for ids, n in zip(prompts.token_ids, prompts.lengths, strict=True)]
     responses = sample_ids(policy, prompt_ids, max_new_tokens, generator=generator)
-    batch = collate([Example(p, (r,)) for p, r in zip(prompt_ids, responses, strict=True)]).to(policy.device)
+    batch = collate([Example(bytes(p), (bytes(r),)) for p, r in zip(prompt_ids, responses, strict=True)]).to(policy.device)
     token_ids, segments, mask = batch.token_ids, batch.segments, batch.response_mask
 
     logits, ref_logits = (response_logits(model, token_ids, segments) for model in (policy, reference))
@@ -85,5 +85,5 @@ def sample_rollout(policy: MiniGPT, reference: MiniGPT, reward: RewardModel, val
     kl_per_token = kl_k1(logps, ref_logps)
     rewards = -kl_coeff * kl_per_token
     rewards[every, last] += scores
-    return Rollout(token_ids, segments, logps, token_values(value_model, token_ids, mask), rewards, scores,
+    return Rollout(token_ids, segments, logps, token_values(value_model, token_ids, segments), rewards, scores,
                    kl_per_token.sum(1), exact.sum(1), entropy(logits).mean(), finished)

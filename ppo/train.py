@@ -115,7 +115,7 @@ def update_on(rollout: Rollout, policy: MiniGPT, value_model: RewardModel, run: 
             part = rollout.rows(numbers.to(run.device))
             logps = token_logps(policy, part.token_ids, part.segments)
             policy_loss, metrics = ppo_loss(logps, part.logps, advantages[numbers], part.mask, config.clip)
-            values = token_values(value_model, part.token_ids, part.mask)
+            values = token_values(value_model, part.token_ids, part.segments)
             v_loss, value_metrics = value_loss(values, part.values, returns[numbers], part.mask, config.value_clip)
             logged.append({name: float(value) for name, value in {**metrics, **value_metrics}.items()})
             approxkl = distributed.means({"kl": logged[-1]["policy/approxkl_avg"]}, policy.device)["kl"]

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from minigpt.batching import Batch, prompt_and_own
-from minigpt.model import MiniGPT, copy_model_weights
+from minigpt.batching import Batch, predicting, prompt_and_own
+from minigpt.logprobs import logps_of, per_token
+from minigpt.model import MiniGPT, Places, copy_model_weights
 from minigpt.tokenizer import SEP, VOCAB_SIZE
 
 POOLINGS = ("last", "mean")
@@ -21,7 +22,7 @@ class RewardModel(nn.Module):
     Raises ValueError on another pooling.
     """
 
-    READ_WEIGHTS = ("token_values",)
+    READ_WEIGHTS = ("token_values", "rewards_of", "rewards_and_logps")  # the methods that do, called from outside
 
     def __init__(self, vocab_size: int = VOCAB_SIZE, embed_dim: int = 128, num_heads: int = 4, num_layers: int = 4,
                  max_seq_len: int = 128, ff_dim: int = 512, pooling: str = "last"):
@@ -54,14 +55,9 @@ class RewardModel(nn.Module):
     def device(self) -> torch.device:
         return self.trunk.device
 
-    def token_values(self, token_ids: Tensor, positions: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
-        """The head at every position, (B, T) -> (B, T): a value function reads these, a reward pools them.
-
-        The head is in float32 under autocast too, or near rewards would become ties.
-        """
-        hidden = self.trunk.hidden_states(token_ids, positions, visible)
-        with torch.autocast(hidden.device.type, enabled=False):
-            return self.head(hidden.to(self.head.weight.dtype)).squeeze(-1)
+    def token_values(self, token_ids: Tensor, positions: Tensor | None = None, at: Places | None = None) -> Tensor:
+        """The head at every position, (B, T) -> (B, T), or only `at` N places, (N,): a value function reads these."""
+        return self._values(self.trunk.hidden_states(token_ids, positions, at=at))
 
     def forward(self, token_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Rewards of rows padded on the right: (B, T), lengths (B,) -> (B,).  Without lengths no token is padding."""
@@ -70,16 +66,41 @@ class RewardModel(nn.Module):
         if self.pooling == "mean":  # of what stands behind the first SEP; of all where there is none
             separators = (token_ids == SEP).int()
             members = members & ((separators.cumsum(1) - separators > 0) | (separators.sum(1, keepdim=True) == 0))
-        return self.pool(self.token_values(token_ids), members[:, None])[:, 0]
+        members = members[:, None]
+        return self._pool(self._values(self.trunk.hidden_states(token_ids, at=self._pooled(members))), members)[:, 0]
 
     def rewards_of(self, batch: Batch) -> Tensor:
         """The reward of every response of a batch: (B, k) for k responses a row."""
-        values = self.token_values(batch.token_ids, *prompt_and_own(batch.segments))
-        return self.pool(values, batch.members)
+        members = batch.members
+        hidden = self.trunk.hidden_states(batch.token_ids, *prompt_and_own(batch.segments), at=self._pooled(members))
+        return self._pool(self._values(hidden), members)
 
-    def pool(self, values: Tensor, members: Tensor) -> Tensor:
-        """One reward for each response: values (B, T), members (B, k, T), True on a response's tokens -> (B, k)."""
+    def rewards_and_logps(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """`rewards_of`, and how well the trunk still predicts: the mean log-probability of each response's tokens, both
+        (B, k)."""
+        members, tokens = batch.members, batch.token_ids[batch.response_mask]
+        hidden = self.trunk.hidden_states(batch.token_ids, *prompt_and_own(batch.segments))
+        logps = logps_of(self.trunk.logits(hidden[predicting(batch.segments)]), tokens)
+        return self._pool(self._values(hidden[self._pooled(members)]), members), means_of(logps, members)
+
+    def _values(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (...); in float32 under autocast too, or near rewards would become ties."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return hidden.to(self.head.weight.dtype) @ self.head.weight[0] + self.head.bias
+
+    def _pooled(self, members: Tensor) -> Places:
+        """The places whose values make the rewards; members (B, k, T) is True on the tokens of each response."""
         if self.pooling == "mean":
-            return (values[:, None] * members).sum(-1) / members.sum(-1)
-        columns = torch.arange(values.shape[1], device=values.device)
-        return values.gather(1, (members * columns).argmax(-1))
+            return members.any(1).nonzero(as_tuple=True)
+        B, k, T = members.shape
+        last = (members * torch.arange(T, device=members.device)).argmax(-1)
+        return torch.arange(B, device=members.device).repeat_interleave(k), last.flatten()
+
+    def _pool(self, values: Tensor, members: Tensor) -> Tensor:
+        """The values of those places, (N,), -> one reward for each response, (B, k)."""
+        return means_of(values, members) if self.pooling == "mean" else values.view(members.shape[:2])
+
+
+def means_of(values: Tensor, members: Tensor) -> Tensor:
+    """One value for each token of any response, in row order, (N,) -> their mean over each response, (B, k)."""
+    return (per_token(values, members.any(1))[:, None] * members).sum(-1) / members.sum(-1)

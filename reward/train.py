@@ -29,6 +29,7 @@ class RewardConfig(EpochConfig):
     weight_decay: float = option(0.1, "AdamW's pull of matrices towards zero")
     pooling: str = option("last", "what of a response is scored: its last token, or the mean over its tokens",
                           choices=POOLINGS)
+    lm_coeff: float = option(0.0, "weight of a language-modelling loss on both responses: against overfitting on few rows")
     precision: str = option("auto", "arithmetic of the matrix products (auto: bfloat16 where the processor has it)",
                             choices=("auto", "float32", "bfloat16"))
 
@@ -44,8 +45,10 @@ def train_reward_model(model: RewardModel, rows: Sequence[Mapping], num_epochs: 
     batches = Batches(preference_examples(rows, model.max_seq_len), config.batch_size * world_size(), config.seed)
     run = TrainingRun({"reward": model.train()}, config, config.num_epochs * len(batches), batches.examples)
     for batch in run.steps(batches, config.accumulate):
-        chosen_rewards, rejected_rewards = model.rewards_of(batch).unbind(1)      # (B,) each
-        loss, metrics = bradley_terry_loss(chosen_rewards, rejected_rewards)
+        rewards, logps = model.rewards_and_logps(batch) if config.lm_coeff else (model.rewards_of(batch), None)  # (B, 2)
+        loss, metrics = bradley_terry_loss(*rewards.unbind(1))
+        if config.lm_coeff:  # a regulariser (Yang et al. 2024, arXiv:2406.10216)
+            loss, metrics = loss - config.lm_coeff * logps.mean(), {**metrics, "lm_loss": -logps.mean().detach()}
         run.update(loss, metrics)
     return run.whole("reward").eval(), run.history["loss"], run.history["accuracy"]
 

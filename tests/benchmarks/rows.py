@@ -8,6 +8,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from torch import nn
 
 from data.preferences import Record, load_preferences
 from minigpt.cli import peak_memory_mb
@@ -49,3 +54,24 @@ def time_one_stage(description: str, work_of: Callable[[str, str | None, bool], 
         seconds = time.perf_counter() - start
     print(json.dumps({"stage": options.stage, "bf16": options.bf16, "unit": UNITS[options.stage], "rate": units / seconds,
                       "seconds": seconds, "peak_mb": peak_memory_mb()}))
+
+
+def seconds_of(work: Work, repeats: int) -> float:
+    """The median time of one call."""
+    work()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return median(times)
+
+
+def training_step(model: nn.Module, ids: torch.Tensor) -> Work:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def step() -> None:
+        F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return step

@@ -10,7 +10,6 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from statistics import median
 from typing import Any
 
@@ -22,7 +21,7 @@ from tqdm import tqdm
 from minigpt.disk import write_json
 from minigpt.model import MiniGPT
 from minigpt.training import fast_precision
-from tests.benchmarks.rows import UNITS, Work
+from tests.benchmarks.rows import UNITS, seconds_of, training_step
 
 
 def measure(module: str, stage: str, data: str | None, bf16: bool) -> dict[str, Any]:
@@ -75,27 +74,6 @@ class PlainGPT(nn.Module):
             x = x + block["out"](y)
             x = x + block["narrow"](F.gelu(block["wide"](block["norm2"](x)), approximate="tanh"))
         return self.norm(x) @ self.tokens.weight.T
-
-
-def seconds_of(work: Work, repeats: int) -> float:
-    """The median time of one call."""
-    work()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return median(times)
-
-
-def training_step(model: nn.Module, ids: torch.Tensor) -> Work:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-
-    def step() -> None:
-        F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return step
 
 
 def other_lines(repeats: int) -> dict[str, float]:

@@ -31,7 +31,7 @@ def ids_of(example):
 
 
 def test_row_is_prompt_sep_response_eos():
-    assert tokenize_example("hi", ["yes"], 64) == ([*b"hi", SEP], ([*b"yes", EOS],), False)
+    assert tokenize_example("hi", ["yes"], 64) == (bytes([*b"hi", SEP]), (bytes([*b"yes", EOS]),), False)
 
 
 def test_pair_shares_its_prompt_and_each_response_ends():
@@ -77,7 +77,7 @@ def test_nothing_is_printed_where_every_row_fits(texts, capsys):
 
 def test_a_pair_is_dropped_whole_and_counts_as_one(capsys):
     kept = tokenize_examples([("a" * 30, ["b", "c"]), ("a", ["b", "c" * 30])], 16)
-    assert kept == [([ord("a"), SEP], ([ord("b"), EOS], [ord("c")] * 14), True)]
+    assert kept == [(bytes([ord("a"), SEP]), (bytes([ord("b"), EOS]), b"c" * 14), True)]
     printed = capsys.readouterr().out
     assert "1 of 2 rows" in printed and printed.count("\n") == 2
 
@@ -168,7 +168,7 @@ def test_more_padding_changes_no_log_prob(make_model, texts):
 
 
 def test_members_are_the_tokens_of_each_response():
-    batch = collate([Example([5, 6], ([7, 8], [9])), Example([5], ([7], [8, 9]))])
+    batch = collate([Example(b"?!", (b"ab", b"c")), Example(b"?", (b"a", b"bc"))])
     assert batch.members.int().tolist() == [[[0, 0, 1, 1, 0], [0, 0, 0, 0, 1]], [[0, 1, 0, 0, 0], [0, 0, 1, 1, 0]]]
 
 

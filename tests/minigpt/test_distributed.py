@@ -112,7 +112,7 @@ def test_a_process_that_dies_takes_the_job_down_and_the_job_resumes(tmp_path):
 
 # --- how a batch is dealt out -----------------------------------------------------------------------------------------
 
-EXAMPLES = [Example([1], (list(range(n + 1)),)) for n in range(7)]
+EXAMPLES = [Example(b"?", (bytes(range(n + 1)),)) for n in range(7)]
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5, 9])

@@ -27,8 +27,8 @@ class FreeLogits(nn.Module):
         super().__init__()
         self.free = nn.Parameter(torch.randn(rows, columns, 256))
 
-    def hidden_states(self, token_ids, positions, visible):
-        return self.free
+    def hidden_states(self, token_ids, positions, visible, at):
+        return self.free[at]
 
     def logits(self, hidden):
         return hidden

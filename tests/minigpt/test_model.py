@@ -116,3 +116,14 @@ def test_reference_must_be_another_object_of_the_same_shape(make_model, copy_of)
         check_reference(model, model)
     with pytest.raises(ValueError, match=r"differ in shape.*'ff_dim': 64.*'ff_dim': 128"):
         check_reference(model, make_model(ff_dim=128))
+
+
+def test_hidden_states_at_some_places_are_those_of_all(make_model):
+    """Fast path against slow path, also where a place is asked for twice."""
+    model = make_model()
+    ids = torch.randint(0, 256, (3, 9), generator=torch.Generator().manual_seed(0))
+    at = torch.tensor([2, 0, 1, 1]), torch.tensor([8, 0, 4, 4])
+    visible = torch.ones(9, 9, dtype=torch.bool).tril().expand(3, 9, 9).clone()
+    visible[:, 5:, 1:3] = False
+    for more in ({}, {"visible": visible}):
+        torch.testing.assert_close(model.hidden_states(ids, at=at, **more), model.hidden_states(ids, **more)[at])

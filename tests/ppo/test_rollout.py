@@ -124,4 +124,4 @@ def test_value_model_starts_as_a_copy_of_the_reward_model(make_reward, weights_e
 
 
 def test_prompts_are_rows_without_a_response():
-    assert prompt_examples(["hi"], 64) == [([*encode("hi"), SEP], (), False)]
+    assert prompt_examples(["hi"], 64) == [(bytes([*encode("hi"), SEP]), (), False)]

@@ -3,6 +3,7 @@ import torch
 
 from minigpt import EOS, PAD, encode
 from minigpt.batching import collate, tokenize_example, tokenize_examples
+from minigpt.logprobs import response_logps
 from minigpt.model import MiniGPT
 from reward import RewardModel, score
 from reward.train import center
@@ -20,7 +21,7 @@ def test_score_is_read_at_the_last_real_token(make_reward, texts):
     assert together.shape == (len(texts),) and together.std() > 0.1
     torch.testing.assert_close(model.rewards_of(batch)[:, 0], together, rtol=1e-5, atol=1e-5)
     for example, reward in zip(examples, together, strict=True):
-        ids = example.prompt + example.responses[0]
+        ids = [*example.prompt, *example.responses[0]]
         assert ids[-1] == EOS
         alone = model(torch.tensor([ids]))  # no padding at all
         torch.testing.assert_close(alone[0], reward, rtol=1e-5, atol=1e-5)
@@ -108,13 +109,22 @@ def test_mean_pooling_is_the_mean_of_the_head_over_the_response(make_reward, tex
     expected = []
     for prompt, response in texts:
         ids = tokenize_example(prompt, [response], 64)
-        values = model.token_values(torch.tensor([ids.prompt + ids.responses[0]]))[0]
+        values = model.token_values(torch.tensor([[*ids.prompt, *ids.responses[0]]]))[0]
         expected.append(values[len(ids.prompt):].mean())
     prompts, responses = zip(*texts, strict=True)
     torch.testing.assert_close(score(model, prompts, responses), torch.stack(expected), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(model.rewards_of(batch)[:, 0], torch.stack(expected), rtol=1e-5, atol=1e-5)
     alone = collate([tokenize_example(p, [r], 64) for p, r in texts if p])
     torch.testing.assert_close(model(alone.token_ids, alone.lengths), model.rewards_of(alone)[:, 0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_rewards_beside_log_probs_are_the_same_rewards_and_the_trunks_own_log_probs(make_reward, texts, pooling):
+    model = make_reward(pooling=pooling)
+    batch = collate(tokenize_examples([(p, [r, "z" + r]) for p, r in texts], 64))
+    rewards, logps = model.rewards_and_logps(batch)
+    torch.testing.assert_close(rewards, model.rewards_of(batch))
+    torch.testing.assert_close(logps, response_logps(model.trunk, batch) / batch.members.sum(-1))
 
 
 def test_another_pooling_raises(small):
