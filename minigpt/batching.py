@@ -132,17 +132,19 @@ def collate(examples: Sequence[Example], numbers: Sequence[int] = (), columns: i
     return Batch(torch.tensor(token_ids), torch.tensor(segments), torch.tensor(numbers, dtype=torch.long))
 
 
-def prompt_and_own(segments: Tensor) -> tuple[Tensor, Tensor | None]:
+def prompt_and_own(segments: Tensor, prompt: bool = True) -> tuple[Tensor, Tensor | None]:
     """What makes responses that share a row strangers to each other: positions (B, T) and visible (B, T, T).
 
-    A token sees, of what stands before it, the prompt and its own response, and stands at the position that follows
-    from how many tokens it sees.  Padding stands at 0, where it harms nobody.  Where no row has a second response, None
-    for visible means plain causal attention.
+    A token sees, of what stands before it, the prompt and its own response (without `prompt` the response alone), and
+    stands at the position that follows from how many tokens it sees.  Padding stands at 0, where it harms nobody.  Where
+    plain causal attention shows every token what it may see, visible is None.
     """
-    if segments.max() < 2:
+    if prompt and segments.max() < 2:
         return torch.arange(segments.shape[1], device=segments.device) * (segments >= 0), None
-    own = segments[:, :, None] == segments[:, None, :]
-    visible = (own | (segments == 0)[:, None, :]).tril()
+    visible = segments[:, :, None] == segments[:, None, :]
+    if prompt:
+        visible = visible | (segments == 0)[:, None, :]
+    visible = visible.tril()
     return (visible.sum(-1) - 1) * (segments >= 0), visible
 
 

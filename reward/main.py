@@ -37,11 +37,16 @@ from sft.main import starting_point
 CENTRING_PROMPTS = 256  # training prompts whose SFT answers set the zero
 
 
+def fresh_reward_model(sft_model: MiniGPT, config: RewardConfig) -> RewardModel:
+    """The SFT model with a random head."""
+    torch.manual_seed(config.seed)
+    return RewardModel.from_policy(sft_model, config.pooling, config.reads)
+
+
 def make_reward_model(sft_model: MiniGPT, task: Task, config: RewardConfig, max_new_tokens: int
                       ) -> tuple[RewardModel, list[float], list[float]]:
     """Train on the task's pairs, then centre on the SFT model's answers to some of the training prompts."""
-    torch.manual_seed(config.seed)
-    model = RewardModel.from_policy(sft_model, config.pooling)
+    model = fresh_reward_model(sft_model, config)
     model, losses, accuracies = train_reward_model(model, task.preferences, **vars(config))
     prompts, responses = sample_answers(sft_model, task.prompts[:CENTRING_PROMPTS], 1, max_new_tokens, config.seed)
     center(model, prompts, [response.ids for response in responses])
@@ -74,8 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     task = load_task(rows, world_config, config.seed, command.init)
     sft_model = starting_point(replace(task, sft_rows=both_responses(task)), command, config)
 
-    torch.manual_seed(config.seed)
-    fresh = evaluate_reward_accuracy(RewardModel.from_policy(sft_model, config.pooling), task.heldout_preferences)
+    untrained = fresh_reward_model(sft_model, config)
+    accuracy_before = evaluate_reward_accuracy(untrained, task.heldout_preferences)
     model, losses, accuracies = make_reward_model(sft_model, task, config, command.max_new_tokens)
     save_checkpoint(model, Path(config.out) / "model.pt")
     if distributed.rank() > 0:  # the report is for one
@@ -84,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     margins = reward_margins(model, task.heldout_preferences)
     bins = calibration(margins)
     summary = {
-        "accuracy_before": fresh,
+        "accuracy_before": accuracy_before,
         "accuracy_train": evaluate_reward_accuracy(model, task.seen_preferences),
         "accuracy_heldout": evaluate_reward_accuracy(model, task.heldout_preferences),
         "margin_heldout": float(margins.mean()),

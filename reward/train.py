@@ -13,14 +13,15 @@ from minigpt.cli import option
 from minigpt.distributed import world_size
 from minigpt.training import EpochConfig, TrainingRun
 from reward.loss import bradley_terry_loss
-from reward.model import POOLINGS, RewardModel
+from reward.model import POOLINGS, READINGS, RewardModel
 
 
 @dataclass
 class RewardConfig(EpochConfig):
     """The recipe of `python -m reward.main`."""
 
-    OWN_DATA: ClassVar[dict] = {"num_epochs": 5, "lr": 1e-3, "batch_size": 16, "pooling": "mean"}
+    OWN_DATA: ClassVar[dict] = {"num_epochs": 5, "lr": 1e-3, "batch_size": 16, "pooling": "mean", "reads": "response",
+                               "lm_coeff": 0.1}
 
     num_epochs: int = option(2, "passes over the pairs")
     lr: float = option(2e-4, "peak learning rate")
@@ -30,6 +31,7 @@ class RewardConfig(EpochConfig):
     pooling: str = option("last", "what of a response is scored: its last token, or the mean over its tokens",
                           choices=POOLINGS)
     lm_coeff: float = option(0.0, "weight of a language-modelling loss on both responses: against overfitting on few rows")
+    reads: str = option("both", "what is read: prompt and response, or the response alone", choices=READINGS)
     precision: str = option("auto", "arithmetic of the matrix products (auto: bfloat16 where the processor has it)",
                             choices=("auto", "float32", "bfloat16"))
 

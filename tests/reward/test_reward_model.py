@@ -74,7 +74,7 @@ def test_from_policy_copies_the_trunk_and_leaves_the_policy_alone(make_model, we
     policy = make_model(num_heads=4)
     kept = weights_of(policy)
     reward = RewardModel.from_policy(policy)
-    assert weights_equal(reward.trunk, policy) and reward.settings == {**policy.settings, "pooling": "last"}
+    assert weights_equal(reward.trunk, policy) and reward.settings == {**policy.settings, "pooling": "last", "reads": "both"}
     with torch.no_grad():
         for parameter in reward.parameters():
             parameter.add_(1.0)
@@ -127,6 +127,20 @@ def test_rewards_beside_log_probs_are_the_same_rewards_and_the_trunks_own_log_pr
     torch.testing.assert_close(logps, response_logps(model.trunk, batch) / batch.members.sum(-1))
 
 
-def test_another_pooling_raises(small):
-    with pytest.raises(ValueError, match="pooling='max'"):
-        RewardModel(**small, pooling="max")
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_a_model_that_reads_the_response_alone_does_not_know_the_prompt(make_reward, texts, pooling):
+    model = make_reward(pooling=pooling, reads="response")
+    responses = [response for _, response in texts]
+    found = score(model, [prompt for prompt, _ in texts], responses)
+    torch.testing.assert_close(found, score(model, ["another"] * len(texts), responses), rtol=1e-5, atol=1e-5)
+    together = model.rewards_of(collate(tokenize_examples([("p", [r, "z"]) for r in responses], 64)))[:, 0]
+    torch.testing.assert_close(together, found, rtol=1e-5, atol=1e-5)
+    for response, reward in zip(responses, found, strict=True):
+        values = model._values(model.trunk.hidden_states(torch.tensor([[*encode(response), EOS]]))[0])
+        torch.testing.assert_close(values[-1] if pooling == "last" else values.mean(), reward, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name, value", [("pooling", "max"), ("reads", "prompt")])
+def test_another_pooling_or_reading_raises(small, name, value):
+    with pytest.raises(ValueError, match=f"{name}='{value}'"):
+        RewardModel(**small, **{name: value})
