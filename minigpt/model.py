@@ -44,6 +44,19 @@ class KeyValueCache:
         self.memory = self.memory[:, :, rows]
 
 
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt(K) + mask) v, each (B, H, T, K), causal without a mask: what PyTorch's fused kernel computes.
+
+    For bfloat16 on the CPU, where that kernel and its gradient take nearly three times as long.
+    """
+    if mask is None:
+        T, S = q.shape[2], k.shape[2]
+        mask = torch.full((T, S), -torch.inf, dtype=q.dtype).triu(S - T + 1)
+    with torch.autocast("cpu", enabled=False):
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        return (scores + mask).softmax(-1) @ v
+
+
 class Attention(nn.Module):
     def __init__(self, embed_dim: int, num_heads: int):
         super().__init__()
@@ -57,9 +70,9 @@ class Attention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)                   # each (B, H, T, K)
         if cache is not None:
             k, v = cache.write(layer, k, v)                                                 # (B, H, S, K)
-        if q.dtype == torch.bfloat16 and x.device.type == "cpu":  # where its gradient is six times slower than in float32
-            q, k, v = q.float(), k.float(), v.float()
-        with torch.autocast("cpu", enabled=False):
+        if q.dtype == torch.bfloat16 and x.device.type == "cpu":
+            y = plain_attention(q, k, v, mask)
+        else:
             y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None and T > 1)  # one query sees all keys
         y = y.transpose(1, 2)                                                               # (B, T, H, K)
         return self.out(y.reshape(B, T, D) if at is None else y[at].reshape(-1, D))
@@ -142,7 +155,9 @@ class MiniGPT(nn.Module):
             positions = torch.arange(token_ids.shape[1], device=token_ids.device)
         mask = None
         if visible is not None:  # what attention adds to its scores: once here, and not again in every layer
-            mask = torch.zeros(visible.shape, device=visible.device).masked_fill(~visible, float("-inf"))[:, None]
+            device = visible.device
+            dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
+            mask = torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill(~visible, -torch.inf)[:, None]
         x = self.token_embedding(token_ids) + self.position_embedding(positions)
         for layer, block in enumerate(self.blocks):
             x = block(x, layer, mask, cache, at if layer == self.num_layers - 1 else None)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from minigpt import MiniGPT, copy_model_weights
-from minigpt.model import KeyValueCache, check_reference
+from minigpt.model import KeyValueCache, check_reference, plain_attention
 from reward import RewardModel
 
 
@@ -127,3 +127,31 @@ def test_hidden_states_at_some_places_are_those_of_all(make_model):
     visible[:, 5:, 1:3] = False
     for more in ({}, {"visible": visible}):
         torch.testing.assert_close(model.hidden_states(ids, at=at, **more), model.hidden_states(ids, **more)[at])
+
+
+@pytest.mark.parametrize("queries", [1, 3, 9])
+@pytest.mark.parametrize("masked", [False, True])
+def test_plain_attention_is_the_fused_one(queries, masked):
+    """Values and gradients; fewer queries than keys, as in decoding, are the last ones."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, up = (torch.randn(2, 4, n, 8, generator=generator, requires_grad=True) for n in (queries, 9, 9, queries))
+    causal = torch.ones(queries, 9).tril(9 - queries).bool()
+    visible = causal & (torch.rand(2, 1, queries, 9, generator=generator) < 0.7) if masked else causal
+    visible = visible | (torch.arange(9) == 0)  # something for each query
+    mask = torch.zeros(visible.shape).masked_fill(~visible, -torch.inf)
+    found = plain_attention(q, k, v, mask if masked else None)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, mask)
+    torch.testing.assert_close(found, expected)
+    for a, b in zip(*(torch.autograd.grad(y, (q, k, v), up) for y in (found, expected)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_bfloat16_hidden_states_are_near_those_in_float32(make_model):
+    model = make_model()
+    ids = torch.randint(0, 256, (3, 20), generator=torch.Generator().manual_seed(0))
+    visible = torch.ones(20, 20, dtype=torch.bool).tril().expand(3, 20, 20)
+    for more in ({}, {"visible": visible}):
+        exact = model.hidden_states(ids, **more)
+        with torch.autocast("cpu", torch.bfloat16):
+            near = model.hidden_states(ids, **more)
+        assert 0 < (near - exact).abs().mean() < 0.05 * exact.abs().mean()
