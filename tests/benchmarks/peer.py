@@ -6,6 +6,7 @@ is the last release with a PPO trainer.
 
 import os
 import tempfile
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -13,15 +14,15 @@ import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from minigpt.tokenizer import EOS, PAD
 from tests.benchmarks.rows import EPISODES, GENERATED, ROWS, Work, benchmark_rows, time_one_stage
-
-EOS, PAD = 256, 257
 
 
 def byte_tokenizer(padding_side: str) -> PreTrainedTokenizerFast:
-    """One token a byte, and two more."""
-    vocabulary = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    """One token a byte, with our ids; bytes that no text contains make room for the marks."""
+    vocabulary = {letter: byte for byte, letter in bytes_to_unicode().items() if byte not in (EOS, PAD)}
     vocabulary |= {"<eos>": EOS, "<pad>": PAD}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -30,12 +31,18 @@ def byte_tokenizer(padding_side: str) -> PreTrainedTokenizerFast:
 
 
 def gpt2(**more) -> GPT2Config:
-    return GPT2Config(vocab_size=258, n_positions=256, n_embd=128, n_layer=4, n_head=4, n_inner=512, resid_pdrop=0,
+    return GPT2Config(vocab_size=256, n_positions=256, n_embd=128, n_layer=4, n_head=4, n_inner=512, resid_pdrop=0,
                       embd_pdrop=0, attn_pdrop=0, bos_token_id=EOS, eos_token_id=EOS, pad_token_id=PAD, **more)
 
 
 def scorer() -> GPT2ForSequenceClassification:
     return GPT2ForSequenceClassification(gpt2(num_labels=1))
+
+
+def training_arguments(bf16: bool) -> dict[str, Any]:
+    """What every trainer is told."""
+    return {"output_dir": tempfile.mkdtemp(), "learning_rate": 1e-4, "report_to": [], "use_cpu": True, "bf16": bf16,
+            "save_strategy": "no", "gradient_checkpointing": False}
 
 
 def work_of(stage: str, data: str | None, bf16: bool) -> tuple[Work, int]:
@@ -46,9 +53,7 @@ def work_of(stage: str, data: str | None, bf16: bool) -> tuple[Work, int]:
     if stage == "generate":
         return generate_thrice(model.eval()), GENERATED
     tokenizer = byte_tokenizer("left" if stage == "ppo" else "right")
-    common = {"output_dir": tempfile.mkdtemp(), "learning_rate": 1e-4, "report_to": [], "use_cpu": True, "bf16": bf16,
-              "save_strategy": "no", "gradient_checkpointing": False}
-    once = {**common, "num_train_epochs": 1, "logging_steps": 8, "max_length": 256}
+    once = {**training_arguments(bf16), "num_train_epochs": 1, "logging_steps": 8, "max_length": 256}
     pairs = [{**row, "prompt": row["prompt"] + "\n"} for row in rows]
     if stage == "sft":
         from trl import SFTConfig, SFTTrainer
@@ -74,7 +79,7 @@ def work_of(stage: str, data: str | None, bf16: bool) -> tuple[Work, int]:
                                  if len(row["prompt"]) <= 65])
     arguments = PPOConfig(per_device_train_batch_size=64, gradient_accumulation_steps=1, num_mini_batches=1,
                           total_episodes=EPISODES, num_ppo_epochs=4, response_length=48, num_sample_generations=0,
-                          eval_strategy="no", stop_token="eos", kl_coef=0.05, **common)
+                          eval_strategy="no", stop_token="eos", kl_coef=0.05, **training_arguments(bf16))
     return PPOTrainer(args=arguments, processing_class=tokenizer, model=model, ref_model=twin, reward_model=scorer(),
                       value_model=scorer(), train_dataset=prompts, eval_dataset=prompts).train, EPISODES
 
