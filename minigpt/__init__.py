@@ -1,5 +1,10 @@
 """The shared trunk: tokenizer, model, batching, log-probabilities, sampling, the training run, checkpoints."""
 
+import os
+
+# oneDNN, which multiplies matrices for PyTorch on a CPU, keeps what it prepared for up to 1024 shapes: 100 to 300 MB here.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+
 from minigpt.checkpoint import load_checkpoint, save_checkpoint
 from minigpt.logprobs import sequence_logps
 from minigpt.model import MiniGPT, copy_model_weights

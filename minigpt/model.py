@@ -158,12 +158,15 @@ class MiniGPT(nn.Module):
             device = visible.device
             dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
             mask = torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill(~visible, -torch.inf)[:, None]
+        if at is not None:  # few shapes: the processor's library keeps what it prepared for each that it met
+            count = len(at[0])
+            at = tuple(F.pad(index, (0, -count % 64)) for index in at)
         x = self.token_embedding(token_ids) + self.position_embedding(positions)
         for layer, block in enumerate(self.blocks):
             x = block(x, layer, mask, cache, at if layer == self.num_layers - 1 else None)
         if cache is not None:
             cache.length += token_ids.shape[1]
-        return self.final_norm(x)
+        return self.final_norm(x if at is None else x[:count])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The tied output head, (..., D) -> (..., V); in float32 under autocast too, since log-probabilities are small

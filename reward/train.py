@@ -32,8 +32,6 @@ class RewardConfig(EpochConfig):
                           choices=POOLINGS)
     lm_coeff: float = option(0.0, "weight of a language-modelling loss on both responses: against overfitting on few rows")
     reads: str = option("both", "what is read: prompt and response, or the response alone", choices=READINGS)
-    precision: str = option("auto", "arithmetic of the matrix products (auto: bfloat16 where the processor has it)",
-                            choices=("auto", "float32", "bfloat16"))
 
 
 def train_reward_model(model: RewardModel, rows: Sequence[Mapping], num_epochs: int = 10, lr: float = 1e-4,

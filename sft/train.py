@@ -24,8 +24,6 @@ class SFTConfig(EpochConfig):
     batch_size: int = option(8, "rows in one optimizer step")
     lr: float = option(1.5e-3, "peak learning rate (from scratch, so far above a fine-tuning rate)")
     weight_decay: float = option(0.1, "AdamW's pull of matrices towards zero")
-    precision: str = option("auto", "arithmetic of the matrix products (auto: bfloat16 where the processor has it)",
-                            choices=("auto", "float32", "bfloat16"))
     base_lr: float = option(2e-3, "peak learning rate of the base model, which reads plain text first")
     plain_share: float = option(0.3, "plain text mixed into SFT, in rows for each demonstration: against forgetting")
 

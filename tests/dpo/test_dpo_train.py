@@ -113,7 +113,7 @@ def test_accumulated_gradients_give_the_weights_of_the_whole_batch(make_model, c
     policies = []
     for parts in (1, accumulate):
         policy, losses, _ = dpo_train(copy_of(reference), reference, make_pairs(30), 2, 1e-4, batch_size=10,
-                                      accumulate=parts)
+                                      accumulate=parts, precision="float32")
         policies.append(policy)
         logs.append(losses)
     for whole, parts in zip(policies[0].parameters(), policies[1].parameters(), strict=True):
