@@ -15,16 +15,7 @@ from dpo.evaluate import evaluate_preference_accuracy, implicit_rewards
 from dpo.train import DPOConfig, dpo_train
 from minigpt import distributed
 from minigpt.checkpoint import save_checkpoint
-from minigpt.cli import (
-    CommandConfig,
-    open_run,
-    option,
-    parse,
-    peak_memory_mb,
-    report,
-    run,
-    warn,
-)
+from minigpt.cli import CommandConfig, open_run, option, parse, peak_memory_mb, report, run, warn
 from minigpt.disk import write_json
 from minigpt.evaluation import evaluate_policy, show_before_and_after, signs_of_collapse
 from minigpt.model import MiniGPT, copy_model_weights

@@ -14,16 +14,7 @@ from data.task import RowsConfig, Task, load_task
 from data.world import WorldConfig
 from minigpt import distributed
 from minigpt.checkpoint import load_model, save_checkpoint
-from minigpt.cli import (
-    CommandConfig,
-    open_run,
-    option,
-    parse,
-    peak_memory_mb,
-    report,
-    run,
-    warn,
-)
+from minigpt.cli import CommandConfig, open_run, option, parse, peak_memory_mb, report, run, warn
 from minigpt.evaluation import evaluate_policy, show_before_and_after, signs_of_collapse
 from minigpt.model import MiniGPT, copy_model_weights
 from minigpt.plots import running_mean, save_curves
