@@ -2,8 +2,8 @@
 
 import os
 
-# oneDNN, which multiplies matrices for PyTorch on a CPU, keeps what it prepared for up to 1024 shapes: 100 to 300 MB here.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+# oneDNN, which multiplies matrices for PyTorch on a CPU, keeps what it prepared for up to 1024 shapes, hundreds of MB here.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
 from minigpt.checkpoint import load_checkpoint, save_checkpoint
 from minigpt.logprobs import sequence_logps

@@ -96,7 +96,7 @@ class Replicas:
 
     def __init__(self, models: Mapping[str, nn.Module], device: torch.device):
         self.models = models
-        self._shared = DistributedDataParallel(SharedGradients(models)) if is_on() else None
+        self._shared = DistributedDataParallel(SharedGradients(models)) if dist.is_initialized() else None
 
     def before_backward(self) -> None:
         """To be called right before each backward pass."""

@@ -153,15 +153,14 @@ class MiniGPT(nn.Module):
             if self.max_seq_len < token_ids.shape[1]:
                 raise ValueError(f"token_ids has {token_ids.shape[1]} columns, more than max_seq_len={self.max_seq_len}")
             positions = torch.arange(token_ids.shape[1], device=token_ids.device)
-        mask = None
+        x, mask = self.token_embedding(token_ids) + self.position_embedding(positions), None
         if visible is not None:  # what attention adds to its scores: once here, and not again in every layer
-            device = visible.device
-            dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
+            device = x.device
+            dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else x.dtype
             mask = torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill(~visible, -torch.inf)[:, None]
         if at is not None:  # few shapes: the processor's library keeps what it prepared for each that it met
             count = len(at[0])
             at = tuple(F.pad(index, (0, -count % 64)) for index in at)
-        x = self.token_embedding(token_ids) + self.position_embedding(positions)
         for layer, block in enumerate(self.blocks):
             x = block(x, layer, mask, cache, at if layer == self.num_layers - 1 else None)
         if cache is not None:
