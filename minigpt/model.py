@@ -163,9 +163,10 @@ class MiniGPT(nn.Module):
             device = x.device
             dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else x.dtype
             mask = torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill(~visible, -torch.inf)[:, None]
-        if at is not None:  # few shapes: the processor's library keeps what it prepared for each that it met
+        if at is not None:
             rows, columns = at
-            places = F.pad(rows * token_ids.shape[1] + columns, (0, -len(rows) % 64))
+            step = 64 if len(rows) < 1024 else 256  # few shapes: the processor's library keeps what it prepared for each
+            places = F.pad(rows * token_ids.shape[1] + columns, (0, -len(rows) % step))
         for layer, block in enumerate(self.blocks):
             x = block(x, layer, mask, cache, places if at is not None and layer == self.num_layers - 1 else None)
         if cache is not None:
