@@ -79,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     task = load_task(rows, world_config, config.seed, command.init)
     sft_model = starting_point(replace(task, sft_rows=both_responses(task)), command, config)
 
+    if config.reads == "response":
+        print("the reward model reads the response alone, as is best for few rows (--reads both: the prompt too)")
     untrained = fresh_reward_model(sft_model, config)
     accuracy_before = evaluate_reward_accuracy(untrained, task.heldout_preferences)
     model, losses, accuracies = make_reward_model(sft_model, task, config, command.max_new_tokens)
