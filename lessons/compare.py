@@ -7,7 +7,6 @@ prompts.  Everything goes into --out: report.md, report.html, results.json, figu
 
 import json
 import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from data.world import WorldConfig
 from dpo.evaluate import evaluate_preference_accuracy
 from lessons.limit import Frontier, best_of_n_kl
 from lessons.report import write_report
+from minigpt import distributed
 from minigpt.checkpoint import load_checkpoint
 from minigpt.cli import UserError, check_device, open_run, option, parse, run
 from minigpt.disk import write_json
@@ -211,7 +211,7 @@ def add_costs(rows: Sequence[Answers], stages: dict[str, dict[str, float]]) -> N
 def main(argv: Sequence[str] | None = None) -> None:
     started = time.perf_counter()
     config, rows_config, world_config = parse(__doc__, argv, CompareConfig, RowsConfig, WorldConfig)
-    if "RANK" in os.environ:
+    if distributed.is_on():
         raise UserError("lessons.compare runs in one process; its stages can be run with torchrun one by one")
     if config.pool < config.best_of * config.samples:
         raise UserError(f"--pool {config.pool} is too small for {config.samples} times the best of {config.best_of}")

@@ -30,7 +30,8 @@ from minigpt.batching import Batch, Batches, Example
 from minigpt.cli import MAY_CHANGE, UserError, option
 from minigpt.run_folder import RunFolder
 
-PRECISION = "arithmetic of the matrix products (auto: bfloat16 where the processor has it)"
+PRECISION = {"help": "arithmetic of the matrix products (auto: bfloat16 where the processor has it)",
+             "choices": ("auto", "float32", "bfloat16")}
 
 
 @dataclass
@@ -49,7 +50,7 @@ class TrainingConfig:
     final_lr: float = option(0.0, "share of the peak at which the cosine decay ends")
     weight_decay: float = option(0.0, "AdamW's pull of matrices towards zero")
     max_grad_norm: float = option(1.0, "clip each model's gradient to this length")
-    precision: str = option("float32", PRECISION, choices=("auto", "float32", "bfloat16"))
+    precision: str = option("float32", **PRECISION)
     seed: int = option(0, "of the data order and of sampling")
     out: str | None = option(None, "folder for metrics.jsonl and checkpoints")
     save_every: int = option(500, "steps between two checkpoints")
@@ -70,7 +71,7 @@ class EpochConfig(TrainingConfig):
     """For the stages that pass over a fixed set of rows."""
 
     num_epochs: int = option(1, "passes over the rows")
-    precision: str = option("auto", PRECISION, choices=("auto", "float32", "bfloat16"))
+    precision: str = option("auto", **PRECISION)
     accumulate: int = option(1, "backward passes that share one optimizer step (less memory, the same result)")
 
 

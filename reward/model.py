@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from minigpt.batching import Batch, predicting, prompt_and_own
 from minigpt.logprobs import logps_of, per_token
-from minigpt.model import MiniGPT, Places, copy_model_weights
+from minigpt.model import MiniGPT, Places, copy_model_weights, take
 from minigpt.tokenizer import SEP, VOCAB_SIZE
 
 POOLINGS, READINGS = ("last", "mean"), ("both", "response")
@@ -69,24 +69,21 @@ class RewardModel(nn.Module):
         behind = (separators.cumsum(1) - separators > 0) & real    # the response is what stands behind the first SEP
         response = behind | ~behind.any(1, keepdim=True)            # or all, where there is none
         segments = response.long().masked_fill(~real, -1)
-        return self._rewards(Batch(token_ids, segments, torch.empty(0)))[:, 0]
+        return self.rewards_of(Batch(token_ids, segments, torch.empty(0)))[:, 0]
 
     def rewards_of(self, batch: Batch) -> Tensor:
         """The reward of every response of a batch: (B, k) for k responses a row."""
-        return self._rewards(batch)
+        members = batch.members
+        hidden = self.trunk.hidden_states(batch.token_ids, *self._view(batch), at=self._pooled(members))
+        return self._pool(self._values(hidden), members)
 
     def rewards_and_logps(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """`rewards_of`, and how well the trunk still predicts: the mean log-probability of each response's tokens, both
         (B, k)."""
         members, tokens = batch.members, batch.token_ids[batch.response_mask]
         hidden = self.trunk.hidden_states(batch.token_ids, *self._view(batch))
-        logps = logps_of(self.trunk.logits(hidden[predicting(batch.segments)]), tokens)
-        return self._pool(self._values(hidden[self._pooled(members)]), members), means_of(logps, members)
-
-    def _rewards(self, batch: Batch) -> Tensor:
-        members = batch.members
-        hidden = self.trunk.hidden_states(batch.token_ids, *self._view(batch), at=self._pooled(members))
-        return self._pool(self._values(hidden), members)
+        logps = logps_of(self.trunk.logits(take(hidden, predicting(batch.segments))), tokens)
+        return self._pool(self._values(take(hidden, self._pooled(members))), members), means_of(logps, members)
 
     def _view(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Positions and what is visible."""

@@ -6,7 +6,6 @@ Every point is a process of its own, so that its memory can be told apart.  Writ
 
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from minigpt.disk import write_json
 from minigpt.plots import pyplot
 from ppo import ppo_training
 from reward import RewardModel
-from tests.benchmarks.rows import seconds_of, training_step
+from tests.benchmarks.common import last_line_of, let_no_answer_end, seconds_of, training_step
 
 USUAL = {"rows": 16, "columns": 128, "layers": 4, "width": 128}
 AXES = {"rows": (4, 8, 16, 32, 64), "columns": (32, 64, 128, 256, 512), "layers": (1, 2, 4, 8, 16),
@@ -44,7 +43,7 @@ def time_step(rows: int, columns: int, layers: int, width: int) -> float:
 
 def time_episode(response: int) -> float:
     """Seconds of one PPO episode whose responses never end early."""
-    sys.modules["minigpt.sampling"].EOS = -1
+    let_no_answer_end()
     shape = {"max_seq_len": PROMPT + response}
     policy, reference, reward = MiniGPT(**shape), MiniGPT(**shape), RewardModel(**shape)
     reference.load_state_dict(policy.state_dict())
@@ -55,9 +54,7 @@ def time_episode(response: int) -> float:
 
 def measure(**point: int) -> dict[str, float]:
     """Seconds and peak memory of one point, in a process of its own."""
-    command = [sys.executable, "-m", "tests.benchmarks.growth", "--point", json.dumps(point)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return {**point, **json.loads(done.stdout.splitlines()[-1])}
+    return {**point, **last_line_of([sys.executable, "-m", "tests.benchmarks.growth", "--point", json.dumps(point)])}
 
 
 def measure_all() -> dict[str, list[dict[str, float]]]:

@@ -3,7 +3,6 @@
 Prints one JSON line: work done a second, seconds, and the peak memory of the process.
 """
 
-import sys
 
 import torch
 
@@ -13,7 +12,7 @@ from minigpt.sampling import sample_ids
 from ppo import ppo_training
 from reward import RewardModel, train_reward_model
 from sft import sft_train
-from tests.benchmarks.rows import EPISODES, GENERATED, ROWS, Work, benchmark_rows, time_one_stage
+from tests.benchmarks.common import EPISODES, GENERATED, ROWS, Work, benchmark_rows, let_no_answer_end, time_one_stage
 
 
 def work_of(stage: str, data: str | None, bf16: bool) -> tuple[Work, int]:
@@ -35,7 +34,7 @@ def work_of(stage: str, data: str | None, bf16: bool) -> tuple[Work, int]:
         return lambda: ppo_training(model, twin, RewardModel(max_seq_len=256), prompts, num_episodes=EPISODES // 64,
                                     batch_size=64, minibatch_size=64, ppo_epochs=4, max_new_tokens=48, kl_coeff=0.05,
                                     max_approxkl=float("inf"), **settings), EPISODES
-    sys.modules["minigpt.sampling"].EOS = -1  # none may end early
+    let_no_answer_end()
     prompts = torch.randint(1, 0xF8, (64, 32)).tolist()
     sample_ids(model, prompts, 4)
 

@@ -17,7 +17,7 @@ from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadMo
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from minigpt.tokenizer import EOS, PAD
-from tests.benchmarks.rows import EPISODES, GENERATED, ROWS, Work, benchmark_rows, time_one_stage
+from tests.benchmarks.common import EPISODES, GENERATED, ROWS, Work, benchmark_rows, time_one_stage
 
 
 def byte_tokenizer(padding_side: str) -> PreTrainedTokenizerFast:

@@ -7,7 +7,6 @@ the median of the pairs' ratios: machines are noisy, and a ratio of neighbours i
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from statistics import median
@@ -21,15 +20,14 @@ from tqdm import tqdm
 from minigpt.disk import write_json
 from minigpt.model import MiniGPT
 from minigpt.training import fast_precision
-from tests.benchmarks.rows import UNITS, seconds_of, training_step
+from tests.benchmarks.common import UNITS, last_line_of, seconds_of, training_step
 
 
 def measure(module: str, stage: str, data: str | None, bf16: bool) -> dict[str, Any]:
     """One stage in a process of its own.  Raises CalledProcessError if it fails; its messages are shown."""
     command = [sys.executable, "-m", f"tests.benchmarks.{module}", stage, *["--data", data] * (data is not None),
                *["--bf16"] * bf16]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return last_line_of(command)
 
 
 def stage_lines(data: str | None, peers: bool, pairs: int) -> list[dict[str, Any]]:

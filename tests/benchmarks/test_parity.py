@@ -15,8 +15,8 @@ from minigpt.logprobs import response_logps, token_logps
 from minigpt.tokenizer import EOS
 from reward import RewardModel, bradley_terry_loss
 from sft import sft_loss
+from tests.benchmarks.common import benchmark_rows
 from tests.benchmarks.peer import byte_tokenizer, gpt2, training_arguments
-from tests.benchmarks.rows import benchmark_rows
 
 ROWS = [{**row, "prompt": row["prompt"] + "\n"} for row in benchmark_rows(None, 16)]
 

@@ -1,14 +1,16 @@
-"""What ours and the peer share: the rows, the amount of work, and how one stage is timed."""
+"""What the benchmarks share: the rows, the amount of work, and how it is timed."""
 
 import argparse
 import contextlib
 import json
 import random
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -75,3 +77,14 @@ def training_step(model: nn.Module, ids: torch.Tensor) -> Work:
         optimizer.step()
         optimizer.zero_grad()
     return step
+
+
+def last_line_of(command: Sequence[str]) -> dict[str, Any]:
+    """The JSON that a process of its own prints last.  Raises CalledProcessError if it fails; its messages are shown."""
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def let_no_answer_end() -> None:
+    """From here on `minigpt.sampling` knows no EOS, so that every answer is as long as it may be."""
+    sys.modules["minigpt.sampling"].EOS = -1
