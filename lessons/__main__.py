@@ -1,0 +1,48 @@
+"""The lessons:  python -m lessons  lists them,  python -m lessons 05  runs one (--solutions: its exercises, --quick: to
+see that it runs)."""
+
+import argparse
+import os
+import runpy
+from collections.abc import Sequence
+
+from lessons.course import LESSONS, names, results_of
+from minigpt.cli import UserError, run
+
+
+def find(number: str) -> str:
+    """The lesson's folder.  Raises UserError if there is no such lesson."""
+    found = [name for name in names() if name == number or name.split("_")[0] == number.zfill(2)]
+    if not found:
+        raise UserError(f"there is no lesson {number!r}: there are {', '.join(names())}")
+    return found[0]
+
+
+def title(name: str) -> str:
+    return (LESSONS / name / "README.md").read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+
+
+def run_time(seconds: int) -> str:
+    return f"{seconds} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m lessons", description=__doc__)
+    parser.add_argument("lesson", nargs="?", help="number or name; without one: the list")
+    parser.add_argument("--solutions", action="store_true", help="run the worked solutions of its exercises")
+    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; the figures mean nothing")
+    options = parser.parse_args(argv)
+    if options.lesson is None:
+        print(f"{'lesson':<28} {'script':>8} {'solutions':>10}   title")
+        for name in names():
+            times = [run_time(results["seconds"]) for results in results_of(name).values()]
+            print(f"{name:<28} {times[0]:>8} {times[1]:>10}   {title(name)}")
+        print("\npython -m lessons 05 runs one; its article is lessons/05_.../README.md")
+        return
+    os.environ["LESSONS_QUICK"] = "1" if options.quick else "0"
+    script = "solutions" if options.solutions else "lesson"
+    runpy.run_path(str(LESSONS / find(options.lesson) / f"{script}.py"), run_name="__main__")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,65 @@
+"""Make the lessons again:  python -m lessons.build [05 07 ...]
+
+Runs each lesson's scripts as notebooks, keeps those with their outputs (lesson.ipynb, solutions.ipynb), and puts the
+numbers, tables, figures and code excerpts into the articles.  `--text` does only the last, from the results that are
+there; `--site` makes lessons/site/ from the articles.  Without numbers: all lessons.
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from lessons.__main__ import find
+from lessons.articles import render
+from lessons.course import LESSONS, SCRIPTS, names
+from minigpt.cli import UserError, run
+
+NEEDED = "building the lessons needs more packages: pip install -e '.[lessons]' -c constraints.txt"
+
+
+def run_as_notebook(script: Path) -> None:
+    """Execute a script of `# %%` cells, and keep it as a notebook with its outputs.
+
+    Raises UserError if the packages for that are missing, nbclient's CellExecutionError if a cell fails.
+    """
+    try:
+        import jupytext
+        from nbclient import NotebookClient
+    except ImportError as error:
+        raise UserError(NEEDED) from error
+    notebook = jupytext.read(script)
+    for number, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{number}"  # by default random: a rebuilt notebook should differ only where its outputs do
+    notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    NotebookClient(notebook, timeout=None, kernel_name="python3", record_timing=False,
+                   resources={"metadata": {"path": str(script.parent)}}).execute()
+    jupytext.write(notebook, script.with_suffix(".ipynb"))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m lessons.build", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lesson", nargs="*", help="numbers of lessons (default: all)")
+    parser.add_argument("--text", action="store_true", help="run nothing; write the articles from what is there")
+    parser.add_argument("--site", action="store_true", help="run nothing; write lessons/site/")
+    options = parser.parse_args(argv)
+    chosen = [find(number) for number in options.lesson] or names()
+    if options.site:
+        from lessons.page import build_site
+
+        print(f"site: {build_site()}")
+        return
+    os.environ |= {"LESSONS_OUT": str(LESSONS), "LESSONS_QUICK": "0"}
+    scripts = [] if options.text else [LESSONS / name / f"{script}.py" for name in chosen for script in SCRIPTS]
+    for script in tqdm(scripts, desc="scripts", disable=None):
+        tqdm.write(f"{script.relative_to(LESSONS)} ...")
+        run_as_notebook(script)
+    for path in [LESSONS / name / "README.md" for name in chosen] + [LESSONS / "README.md"]:
+        path.write_text(render(path), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(main)

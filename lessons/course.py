@@ -1,0 +1,126 @@
+"""What the script of a lesson says its results with.
+
+    lesson = Lesson("05_dpo")                                  # the script lessons/05_dpo/lesson.py
+    lesson.number("loss_at_start", losses[0], ".4f")
+    lesson.number("accuracy", of_three_seeds, ".3f")           # kept as mean ± standard deviation
+    lesson.table("sweep", ["beta", "KL"], [["0.1", "2.3"], ["1.0", "0.9"]])
+    lesson.figure("margins", figure, "The margin grows while both log-probabilities fall.")
+    lesson.done()
+
+All of it is shown, and kept for the article: `python -m lessons.build` runs the scripts and puts what they said where
+the articles ask for it.  A script run by hand writes into runs/lessons/ instead, and changes no article.
+"""
+
+import ast
+import builtins
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+
+from minigpt.cli import UserError
+from minigpt.disk import write_json
+from minigpt.plots import pyplot
+
+LESSONS = Path(__file__).parent
+RUNS = LESSONS.parent / "runs" / "lessons"
+SCRIPTS = ("lesson", "solutions")
+STYLE = {"figure.facecolor": "white", "savefig.facecolor": "white", "svg.hashsalt": "lessons", "axes.titlesize": 10,
+         "legend.frameon": False, "legend.fontsize": 8.5, "lines.linewidth": 1.8}
+
+
+class Lesson:
+    """The results of one script of the folder lessons/<name>/.  Raises UserError if matplotlib is missing.
+
+    quick: only to see that it runs (`python -m lessons 05 --quick`).
+    """
+
+    def __init__(self, name: str, script: str = "lesson"):
+        self.name, self.script = name, script
+        self.quick = os.environ.get("LESSONS_QUICK") == "1"
+        self.folder = Path(os.environ.get("LESSONS_OUT", RUNS)) / name
+        self.results: dict[str, Any] = {"numbers": {}, "tables": {}, "figures": {}}
+        self.started = time.perf_counter()
+        self.article = results_of(name).get(script, self.results)
+        self.plt = pyplot()
+        if self.plt is None:
+            raise UserError("the lessons draw figures: pip install -e '.[plots]' -c constraints.txt")
+        self.plt.rcParams.update(STYLE)
+        torch.set_num_threads(1)  # enough for models this small, and with a fixed number a run repeats bit for bit
+
+    def pick(self, full: Any, quick: Any) -> Any:
+        """A size: of the real run, or of the quick one."""
+        return quick if self.quick else full
+
+    def panels(self, count: int = 1, height: float = 3.4, **options: Any) -> tuple[Any, Any]:
+        """A figure of so many panels side by side, and its axes, as matplotlib's `subplots` gives them."""
+        return self.plt.subplots(1, count, figsize=(max(5.4, 4.1 * count), height), layout="constrained", **options)
+
+    def number(self, name: str, value: float | str | Sequence[float], form: str = ".3f") -> None:
+        """Keep a number as the article will print it; several (one a seed) become mean ± standard deviation."""
+        text = value if isinstance(value, str) else spread(value, form)
+        self._keep("numbers", name, text)
+        said = self.article["numbers"].get(name, text)
+        print(f"{name} = {text}" + f"   (in the article: {said})" * (said != text))
+
+    def table(self, name: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        cells = [[str(cell) for cell in row] for row in (head, *rows)]
+        self._keep("tables", name, cells)
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        print("\n" + "\n".join("  ".join(map(str.ljust, row, widths)) for row in cells) + "\n")
+
+    def figure(self, name: str, figure: Any, caption: str) -> None:
+        """Save as figures/<name>.svg and .png, and show it if this is a notebook.  The caption states the finding."""
+        self._keep("figures", name, caption)
+        (self.folder / "figures").mkdir(parents=True, exist_ok=True)
+        path = self.folder / "figures" / f"{name}.png"
+        figure.savefig(path, dpi=160)
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        self.plt.close(figure)
+        if hasattr(builtins, "get_ipython"):
+            from IPython.display import Image, display
+
+            display(Image(path, width=min(900, int(figure.get_figwidth() * 95))))
+        print(f"figure {name}: {caption}")
+
+    def done(self) -> None:
+        """The end of the script: write down what it said."""
+        seconds = time.perf_counter() - self.started
+        self.results |= {"seconds": round(seconds), "script": fingerprint(LESSONS / self.name / f"{self.script}.py")}
+        write_json(self.folder / f"{self.script}.json", self.results)
+        print(f"\n{seconds:.0f} s; figures and {self.script}.json are in {self.folder}"
+              + "; a quick run: its figures mean nothing" * self.quick)
+
+    def _keep(self, kind: str, name: str, value: Any) -> None:
+        if name in self.results[kind]:
+            raise ValueError(f"{self.name}: {name!r} is among the {kind} already")
+        self.results[kind][name] = value
+
+
+def spread(value: float | Sequence[float], form: str = ".3f") -> str:
+    """One number, or several as mean ± sample standard deviation."""
+    if not isinstance(value, Sequence):
+        return format(value, form)
+    return f"{mean(value):{form}} ± {stdev(value):{form}}"
+
+
+def names() -> list[str]:
+    """The folders of the lessons, in order."""
+    return sorted(path.parent.name for path in LESSONS.glob("[0-9][0-9]_*/README.md"))
+
+
+def results_of(name: str) -> dict[str, dict[str, Any]]:
+    """What the scripts of a lesson said when its article was built, by script."""
+    paths = {script: LESSONS / name / f"{script}.json" for script in SCRIPTS}
+    return {script: json.loads(path.read_text(encoding="utf-8")) for script, path in paths.items() if path.exists()}
+
+
+def fingerprint(script: Path) -> str:
+    """Of what a script does: the same after a change of its comments or its layout."""
+    return hashlib.sha256(ast.dump(ast.parse(script.read_text(encoding="utf-8"))).encode()).hexdigest()[:16]

@@ -1,0 +1,101 @@
+"""The single-page reader: every article in one HTML file that works from the file system, without the network.
+
+Formulas become MathML, which browsers draw by themselves; code is coloured here; figures are those of the articles.
+"""
+
+import html
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from lessons.__main__ import title
+from lessons.articles import slug
+from lessons.course import LESSONS, names
+from minigpt.cli import UserError
+from minigpt.disk import write_atomically
+
+READER = LESSONS / "reader"
+RUNS = LESSONS / "07_over_optimisation" / "runs.json"
+
+
+def build_site() -> Path:
+    """Write lessons/site/index.html.  Raises UserError if the packages for that are missing."""
+    path = LESSONS / "site" / "index.html"
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, lambda file: file.write(page().encode("utf-8")))
+    return path
+
+
+def page() -> str:
+    """The whole page."""
+    parts = {"style": (READER / "style.css").read_text(encoding="utf-8") + code_colours(),
+             "reader": (READER / "reader.js").read_text(encoding="utf-8"),
+             "interactive_script": (READER / "interactive.js").read_text(encoding="utf-8"),
+             "interactive": (READER / "interactive.html").read_text(encoding="utf-8"),
+             "runs": json.dumps(json.loads(RUNS.read_text(encoding="utf-8")), separators=(",", ":")),
+             "navigation": "\n".join(f'<li><a href="#{name}">{html.escape(title(name))}</a></li>' for name in names()),
+             "articles": "\n".join([article("", LESSONS / "README.md"),
+                                    *(article(name, LESSONS / name / "README.md") for name in names())])}
+    frame = (READER / "frame.html").read_text(encoding="utf-8")
+    return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], frame)
+
+
+def article(name: str, path: Path) -> str:
+    """One article as a section; its links lead to other sections, or to files beside the page."""
+    text = markdown().render(re.sub(r"<!--.*?-->", "", path.read_text(encoding="utf-8")))
+    text = re.sub(r"<h([1-6])>(.*?)</h\1>", lambda found: heading(name, int(found[1]), found[2]), text)
+    text = re.sub(r'(href|src)="([^"]+)"', lambda found: f'{found[1]}="{target(name, found[2])}"', text)
+    text = text.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
+    return f'<section class="article" id="{name or "start"}">\n{text}</section>'
+
+
+def heading(name: str, level: int, text: str) -> str:
+    if level == 1:
+        return f"<h1>{text}</h1>"
+    place = f"{name or 'start'}-{slug(html.unescape(re.sub('<.*?>', '', text)))}"
+    link = f'<a class="here" href="#{place}" aria-label="link to this section">#</a>'
+    return f'<h{level} id="{place}">{text} {link}</h{level}>'
+
+
+def target(name: str, link: str) -> str:
+    """Where a link of an article leads from the page, which lies as deep as the articles do."""
+    if re.match(r"https?:|data:", link):
+        return link
+    if link.startswith("#"):
+        return f"#{name or 'start'}-{link[1:]}"
+    lesson = re.fullmatch(r"(?:\.\./)?(\d\d_\w+)/README\.md(?:#(.+))?", link)
+    if lesson:
+        return f"#{lesson[1]}" + (f"-{lesson[2]}" if lesson[2] else "")
+    if not name:  # lessons/README.md is one floor higher
+        return "../" + link
+    return link if link.startswith("../") else f"../{name}/{link}"
+
+
+def markdown() -> Any:
+    """Markdown with tables, formulas and coloured code -> HTML."""
+    try:
+        from latex2mathml.converter import convert
+        from markdown_it import MarkdownIt
+        from mdit_py_plugins.dollarmath import dollarmath_plugin
+        from pygments import highlight
+        from pygments.formatters import HtmlFormatter
+        from pygments.lexers import get_lexer_by_name
+    except ImportError as error:
+        raise UserError("the reader needs more packages: pip install -e '.[lessons]' -c constraints.txt") from error
+
+    def colour(code: str, language: str, attributes: str) -> str:
+        return highlight(code, get_lexer_by_name(language or "text"), HtmlFormatter(nowrap=True))
+
+    def formula(tex: str, options: dict[str, Any]) -> str:
+        return convert(tex, display="block" if options["display_mode"] else "inline")
+
+    parser = MarkdownIt("commonmark", {"html": True, "highlight": colour}).enable("table")
+    return parser.use(dollarmath_plugin, renderer=formula, allow_digits=True, double_inline=True)
+
+
+def code_colours() -> str:
+    from pygments.formatters import HtmlFormatter
+
+    light, dark = (HtmlFormatter(style=style).get_style_defs("pre") for style in ("friendly", "monokai"))
+    return f"\n{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n"

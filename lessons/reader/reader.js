@@ -1,0 +1,29 @@
+// One article at a time; without JavaScript all of them stand one below the other.
+const articles = [...document.querySelectorAll(".article")];
+const links = [...document.querySelectorAll("nav a")];
+const menu = document.getElementById("menu");
+const narrow = matchMedia("(max-width: 60rem)");
+
+function show() {
+  const place = document.getElementById(decodeURIComponent(location.hash.slice(1))) || articles[0];
+  const open = place.closest(".article") || articles[0];
+  const number = articles.indexOf(open);
+  articles.forEach(article => article.classList.toggle("open", article === open));
+  links.forEach(link => link.hash === "#" + open.id ? link.setAttribute("aria-current", "page")
+                                                     : link.removeAttribute("aria-current"));
+  document.title = open.querySelector("h1").textContent + " · Alignment from scratch";
+  for (const [id, other] of [["previous", articles[number - 1]], ["next", articles[number + 1]]]) {
+    const link = document.getElementById(id);
+    link.hidden = !other;
+    if (other) {
+      link.href = "#" + other.id;
+      link.textContent = (id === "previous" ? "← " : "") + other.querySelector("h1").textContent + (id === "next" ? " →" : "");
+    }
+  }
+  if (narrow.matches) menu.open = false;
+  place === open ? scrollTo(0, 0) : place.scrollIntoView();
+}
+
+document.documentElement.classList.add("reading");
+addEventListener("hashchange", show);
+show();

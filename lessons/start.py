@@ -1,0 +1,123 @@
+"""Where most lessons start: eight facts of the little world, and a small SFT model and reward model that learned them.
+
+    start = starting_point(seed=0)              # a minute the first time, then read from runs/lessons/
+    policy = start.fresh_policy()               # a copy of start.sft
+    dpo_train(policy, start.sft, start.world.preferences, **DPO)
+    start.measure(policy)["true_reward"]
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from data.world import World, WorldConfig
+from lessons.course import LESSONS, RUNS, fingerprint
+from lessons.limit import Frontier
+from minigpt.checkpoint import load_checkpoint, save_checkpoint
+from minigpt.evaluation import evaluate_policy, sample_answers
+from minigpt.model import MiniGPT, copy_model_weights
+from minigpt.sampling import generate
+from reward.model import RewardModel
+from reward.train import center, train_reward_model
+from sft.main import as_rows
+from sft.train import sft_train
+
+SIZE = {"embed_dim": 64, "num_heads": 4, "num_layers": 3, "ff_dim": 256}
+WORLD = {"facts": 8, "plain_rows": 6000, "sft_rows": 8000, "preference_rows": 8000, "heldout_rows": 600}
+QUICK_WORLD = {"facts": 8, "plain_rows": 160, "sft_rows": 160, "preference_rows": 96, "heldout_rows": 48}
+LONGEST_ANSWER = 64  # tokens
+
+# Recipes for this size; a lesson changes one thing at a time.
+BASE = {"lr": 2e-3, "batch_size": 8, "weight_decay": 0.1, "precision": "float32"}
+SFT = {**BASE, "lr": 1.5e-3}
+REWARD = {"num_epochs": 2, "lr": 3e-4, "batch_size": 8, "warmup": 0.1, "weight_decay": 0.1, "precision": "float32"}
+DPO = {"num_epochs": 1, "lr": 1e-4, "beta": 2.0, "batch_size": 32, "precision": "float32"}
+PPO = {"num_episodes": 60, "lr": 3e-4, "kl_coeff": 0.5, "max_new_tokens": LONGEST_ANSWER}
+PLAIN_SHARE = 0.3  # of plain text mixed into SFT, against forgetting
+
+
+@dataclass
+class Start:
+    """A little world; the base, SFT and reward models trained on it, all in eval mode."""
+
+    world: World
+    seed: int
+    base: MiniGPT
+    sft: MiniGPT
+    reward: RewardModel
+
+    def fresh_policy(self) -> MiniGPT:
+        """A copy of the SFT model, to be trained."""
+        return copy_model_weights(self.sft, MiniGPT(**self.sft.settings))
+
+    def measure(self, policy: MiniGPT, samples: int = 16) -> dict[str, float]:
+        """What the policy says to held-out prompts: true_reward, right_share, kl_nats_per_response, finished_share, ..."""
+        return evaluate_policy(policy, self.sft, self.world.heldout_prompts, samples, LONGEST_ANSWER, self.seed,
+                               self.world.measure)
+
+    @cached_property
+    def frontier(self) -> Frontier:
+        """The best true reward that any policy can have at each KL from the SFT model (lessons/limit.py)."""
+        rewards = []
+        for number, prompt in enumerate(self.world.heldout_prompts):
+            pool = generate(self.sft, [prompt] * 512, LONGEST_ANSWER, seed=number)
+            rewards.append([self.world.true_reward(prompt, answer.text) for answer in pool])
+        return Frontier(torch.tensor(rewards))
+
+
+def starting_point(seed: int = 0, quick: bool = False, **world_options: Any) -> Start:
+    """The models for this seed and this world, trained now or read from an earlier time.  quick: hardly trained.
+
+    world_options: fields of `data.world.WorldConfig`, such as length_bias; those that only change the preferences
+    leave base and SFT model as they are.
+    """
+    world = World(WorldConfig(**{**(QUICK_WORLD if quick else WORLD), **world_options}), seed)
+    base = kept(lambda: train_base(world, seed), "base", world.plain_text, SIZE, BASE, seed)
+    sft = kept(lambda: train_sft(base, world, seed), "sft", world.sft_rows, world.plain_text, SIZE, BASE, SFT, seed)
+    reward = kept(lambda: train_reward(sft, world, seed), "reward", world.preferences, world.sft_rows, SIZE, SFT, REWARD,
+                  seed)
+    return Start(world, seed, base, sft, reward)
+
+
+@cache
+def library() -> list[str]:
+    """What the code that trains is like, so that no model outlives a change of it."""
+    return [fingerprint(path) for name in ("minigpt", "data", "sft", "reward")
+            for path in sorted((LESSONS.parent / name).glob("*.py"))]
+
+
+def kept(train: Callable[[], nn.Module], name: str, *made_from: Any) -> Any:
+    """The model that `train` returns, kept on disk for the next time that all it is made from is the same."""
+    key = hashlib.sha256(json.dumps([library(), made_from]).encode()).hexdigest()[:12]
+    path = Path(RUNS) / "start" / f"{name}-{key}.pt"
+    if not path.exists():
+        print(f"training the {name} model to start from ...", flush=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(train(), path)
+    return load_checkpoint(path)
+
+
+def train_base(world: World, seed: int) -> MiniGPT:
+    torch.manual_seed(seed)
+    return sft_train(MiniGPT(**SIZE), as_rows(world.plain_text), seed=seed, **BASE)[0]
+
+
+def train_sft(base: MiniGPT, world: World, seed: int) -> MiniGPT:
+    mixed_in = world.plain_text[:round(PLAIN_SHARE * len(world.sft_rows))]
+    return sft_train(copy_model_weights(base, MiniGPT(**SIZE)), world.sft_rows + as_rows(mixed_in), seed=seed, **SFT)[0]
+
+
+def train_reward(sft: MiniGPT, world: World, seed: int) -> RewardModel:
+    """Trained on the preferences, with its zero at the SFT model's own answers."""
+    torch.manual_seed(seed)
+    model, _, _ = train_reward_model(RewardModel.from_policy(sft), world.preferences, seed=seed, **REWARD)
+    prompts, answers = sample_answers(sft, world.prompts, 4, LONGEST_ANSWER, seed)
+    center(model, prompts, [answer.ids for answer in answers])
+    return model
