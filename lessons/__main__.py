@@ -6,6 +6,7 @@ import os
 import runpy
 from collections.abc import Sequence
 
+from lessons.articles import run_time
 from lessons.course import LESSONS, names, results_of
 from minigpt.cli import UserError, run
 
@@ -20,10 +21,6 @@ def find(number: str) -> str:
 
 def title(name: str) -> str:
     return (LESSONS / name / "README.md").read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-
-
-def run_time(seconds: int) -> str:
-    return f"{seconds} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -5,6 +5,7 @@
     <!-- figure margins --> ... <!-- / -->               a figure, with its caption
     <!-- code dpo/loss.py dpo_loss --> ... <!-- / -->    a function (or Class.method), without its docstring
     <!-- code dpo/loss.py "margins =" "loss =" --> ... <!-- / -->     from one line to another, in a file
+    <!-- table lessons --> ... <!-- / -->                in lessons/README.md: the list of the lessons
 
 What stands between a mark and its end is written by `python -m lessons.build`, and a test holds it to be up to date.
 """
@@ -16,7 +17,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from lessons.course import LESSONS, results_of
+from lessons.course import LESSONS, names, results_of
 
 ROOT = LESSONS.parent
 MARK = re.compile(r"<!-- (=|table|figure|code) (.+?) -->(.*?)<!-- / -->", re.DOTALL)
@@ -24,7 +25,7 @@ MARK = re.compile(r"<!-- (=|table|figure|code) (.+?) -->(.*?)<!-- / -->", re.DOT
 
 def render(path: Path) -> str:
     """The article at this path as it should be.  Raises ValueError if it asks for what is not there."""
-    results = results_of(path.parent.name)
+    results = results_of(path.parent.name) if path.parent != LESSONS else {"all": {"tables": {"lessons": list_of_lessons()}}}
 
     def fill(mark: re.Match) -> str:
         kind, what = mark[1], mark[2]
@@ -45,7 +46,22 @@ def said(results: dict[str, Any], kind: str, what: str) -> str:
         return value
     if kind == "table":
         return f"\n\n{as_table(value)}\n\n"
-    return f"\n\n![{value}](figures/{what}.svg)\n\n*{value}*\n\n"
+    caption = value.replace("*", "\\*")  # as in pi*, which would end the italics
+    return f"\n\n![{caption}](figures/{what}.svg)\n\n*{caption}*\n\n"
+
+
+def list_of_lessons() -> list[list[str]]:
+    """Number and title with a link, the question, and how long the two scripts take."""
+    rows = [["lesson", "its question", "script", "solutions"]]
+    for name in names():
+        title, _, question = (LESSONS / name / "README.md").read_text(encoding="utf-8").splitlines()[:3]
+        rows.append([f"[{title.lstrip('# ')}]({name}/README.md)", question.strip("*"),
+                     *(run_time(results["seconds"]) for results in results_of(name).values())])
+    return rows
+
+
+def run_time(seconds: int) -> str:
+    return f"{seconds} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def as_table(rows: list[list[str]]) -> str:
@@ -90,4 +106,4 @@ def by_lines(source: list[str], first: str, last: str) -> tuple[int, int, range]
 
 def slug(title: str) -> str:
     """A heading as links to it spell it, on GitHub and on our own page."""
-    return re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-")
+    return re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-")
