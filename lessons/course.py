@@ -94,7 +94,7 @@ class Lesson:
         seconds = time.perf_counter() - self.started
         self.results |= {"seconds": round(seconds), "script": fingerprint(LESSONS / self.name / f"{self.script}.py")}
         write_json(self.folder / f"{self.script}.json", self.results)
-        print(f"\n{seconds:.0f} s; figures and {self.script}.json are in {self.folder}"
+        print(f"\n{seconds:.0f} s; figures and {self.script}.json are in {os.path.relpath(self.folder)}"
               + "; a quick run: its figures mean nothing" * self.quick)
 
     def _keep(self, kind: str, name: str, value: Any) -> None:
