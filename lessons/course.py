@@ -107,7 +107,7 @@ def spread(value: float | Sequence[float], form: str = ".3f") -> str:
     """One number, or several as mean ± sample standard deviation."""
     if not isinstance(value, Sequence):
         return format(value, form)
-    return f"{mean(value):{form}} ± {stdev(value):{form}}"
+    return f"{mean(value):{form}} ± {stdev(value):{form.lstrip('+')}}"
 
 
 def names() -> list[str]:
