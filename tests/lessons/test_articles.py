@@ -1,0 +1,125 @@
+"""The articles say what their scripts said and what the code is; their links, names and options are there."""
+
+import ast
+import json
+import re
+import runpy
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from lessons.articles import ROOT, render, slug
+from lessons.course import LESSONS, SCRIPTS, fingerprint, names, results_of
+
+ARTICLES = [LESSONS / name / "README.md" for name in names()] + [LESSONS / "README.md"]
+SECTIONS = ["The question", "The idea", "The derivation", "The code", "Run it", "What to look for", "What breaks, and why",
+            "Exercises", "Further reading"]
+PACKAGES = ("minigpt", "data", "sft", "reward", "ppo", "dpo", "lessons", "tests")
+of_every_article = pytest.mark.parametrize("path", ARTICLES, ids=lambda path: path.parent.name)
+of_every_lesson = pytest.mark.parametrize("name", names())
+of_every_script = pytest.mark.parametrize("script", SCRIPTS)
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+
+
+def anchors(path: Path) -> set[str]:
+    """The headings of a Markdown file as GitHub names them in a link."""
+    titles = re.findall(r"^#+ (.+)$", without_code(path.read_text(encoding="utf-8")), re.MULTILINE)
+    return {slug(title) for title in titles}
+
+
+@cache
+def words_of_the_code() -> set[str]:
+    """Every name that occurs in a Python file of the project, and every metric and setting, as it is spelled there."""
+    sources = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    return {word for path in sources for word in re.findall(r"[\w/]+", path.read_text(encoding="utf-8"))}
+
+
+@of_every_article
+def test_numbers_tables_figures_and_excerpts_are_up_to_date(path):
+    assert path.read_text(encoding="utf-8") == render(path), "run python -m lessons.build --text"
+
+
+@of_every_article
+def test_no_line_begins_with_a_number_mark(path):
+    """Markdown would end the paragraph there."""
+    assert not re.search(r"^ *<!-- = ", path.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@of_every_lesson
+@of_every_script
+def test_the_results_are_those_of_the_script_as_it_is(name, script):
+    made_by = results_of(name)[script]["script"]
+    assert made_by == fingerprint(LESSONS / name / f"{script}.py"), f"run python -m lessons.build {name}"
+
+
+@of_every_lesson
+@of_every_script
+def test_the_notebook_has_the_cells_of_the_script_and_their_outputs(name, script):
+    notebook = json.loads((LESSONS / name / f"{script}.ipynb").read_text(encoding="utf-8"))
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    code = "\n".join("".join(cell["source"]) for cell in cells)
+    whole = ast.parse((LESSONS / name / f"{script}.py").read_text(encoding="utf-8"))
+    assert ast.dump(ast.parse(code)) == ast.dump(whole)
+    assert all(cell["execution_count"] for cell in cells) and any(cell["outputs"] for cell in cells)
+
+
+@of_every_lesson
+@of_every_script
+def test_every_script_runs(name, script, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setenv("LESSONS_QUICK", "1")
+    monkeypatch.setenv("LESSONS_OUT", str(tmp_path))
+    runpy.run_path(str(LESSONS / name / f"{script}.py"), run_name="__main__")
+    said, in_article = json.loads((tmp_path / name / f"{script}.json").read_text(encoding="utf-8")), results_of(name)[script]
+    for kind in ("numbers", "tables", "figures"):
+        assert set(said[kind]) == set(in_article[kind])
+
+
+@of_every_lesson
+def test_every_article_has_the_same_sections(name):
+    text = without_code((LESSONS / name / "README.md").read_text(encoding="utf-8"))
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == SECTIONS
+    assert re.match(rf"# {int(name[:2])}\. \w", text)
+
+
+@of_every_lesson
+def test_every_figure_is_there_and_shown(name):
+    made = {figure for results in results_of(name).values() for figure in results["figures"]}
+    shown = set(re.findall(r"<!-- figure (\w+) -->", (LESSONS / name / "README.md").read_text(encoding="utf-8")))
+    files = {path.stem for kind in ("svg", "png") for path in (LESSONS / name / "figures").glob(f"*.{kind}")}
+    assert made == shown == files
+
+
+@of_every_article
+def test_every_link_leads_somewhere(path):
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", without_code(path.read_text(encoding="utf-8"))):
+        file, _, anchor = link.partition("#")
+        target = (path.parent / file).resolve() if file else path
+        assert target.exists(), link
+        if target.suffix == ".md" and anchor:
+            assert anchor in anchors(target), link
+
+
+@of_every_article
+def test_every_name_and_option_is_in_the_code(path):
+    text = without_code(path.read_text(encoding="utf-8"))
+    text = re.sub(r"<!-- (=|figure|table) .*?<!-- / -->", "", text, flags=re.DOTALL)
+    for name in re.findall(r"`([^`\n]+)`", text):
+        if re.fullmatch(r"[\w./-]+\.(py|md|json|jsonl|pt|csv|ipynb)", name):
+            assert any(ROOT.rglob(Path(name).name)) or Path(name).name in words_of_the_code_files(), name
+        elif re.fullmatch(r"--[\w-]+", name):
+            assert name[2:].replace("-", "_") in words_of_the_code() | {"nproc_per_node"}, name
+        elif re.fullmatch(r"[A-Za-z_]\w*([./]\w+)*(\(\))?", name) and re.search(r"[_.(/]", name):
+            parts = re.split(r"\.", name.removesuffix("()"))
+            assert all(part in words_of_the_code() for part in parts), name
+
+
+@cache
+def words_of_the_code_files() -> set[str]:
+    """Names of files that the code writes."""
+    sources = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    return {word for path in sources for word in re.findall(r"[\w-]+\.\w+", path.read_text(encoding="utf-8"))}

@@ -1,0 +1,66 @@
+"""The reader is made of the articles as they are, and needs nothing from outside."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from lessons.course import LESSONS, names
+
+pytest.importorskip("markdown_it", reason="the reader is built with the extra [lessons]")
+from lessons.page import page
+
+SITE = LESSONS / "site"
+
+
+class Page(HTMLParser):
+    """What a page holds: its ids, what it links to, what it loads, and its formulas."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.ids, self.links, self.loads, self.formulas = [], [], [], 0
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        found = dict(attributes)
+        self.ids += [found["id"]] if "id" in found else []
+        self.links += [found["href"]] if tag == "a" else []
+        self.loads += [found[name] for name in ("src", "data", "srcset") if name in found]
+        self.loads += [found["href"]] if tag == "link" else []
+        self.formulas += tag == "math"
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    return (SITE / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def parsed(text) -> Page:
+    return Page(text)
+
+
+def test_the_page_is_made_of_the_articles_as_they_are(text):
+    assert text == page(), "run python -m lessons.build --site"
+
+
+def test_every_lesson_is_a_section(parsed):
+    assert {"start", "interactive", *names()} <= set(parsed.ids)
+    assert len(parsed.ids) == len(set(parsed.ids))
+
+
+def test_every_link_within_the_page_and_to_a_file_leads_somewhere(parsed):
+    inside = {link[1:] for link in parsed.links if link.startswith("#")}
+    assert inside <= set(parsed.ids)
+    files = {link.split("#")[0] for link in parsed.links if not re.match(r"#|https?:", link)}
+    assert files and all((SITE / file).exists() for file in files)
+
+
+def test_it_loads_nothing_from_the_network(parsed, text):
+    assert parsed.loads and all((SITE / file).exists() for file in parsed.loads)
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|import\(", text)
+
+
+def test_every_formula_was_rendered(parsed, text):
+    assert parsed.formulas > 20
+    assert "$$" not in text and not re.search(r"\\(frac|sum|log|pi|mathbb|left|right|begin|text)\b", text)
