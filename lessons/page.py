@@ -44,8 +44,8 @@ def page() -> str:
 def article(name: str, path: Path) -> str:
     """One article as a section; its links lead to other sections, or to files beside the page."""
     text = markdown().render(re.sub(r"<!--.*?-->", "", path.read_text(encoding="utf-8")))
-    text = re.sub(r"<h([1-6])>(.*?)</h\1>", lambda found: heading(name, int(found[1]), found[2]), text)
     text = re.sub(r'(href|src)="([^"]+)"', lambda found: f'{found[1]}="{target(name, found[2])}"', text)
+    text = re.sub(r"<h([1-6])>(.*?)</h\1>", lambda found: heading(name, int(found[1]), found[2]), text)
     text = text.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
     return f'<section class="article" id="{name or "start"}">\n{text}</section>'
 
