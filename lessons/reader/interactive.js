@@ -88,8 +88,8 @@ function showFrontier() {
   if (seen(limit.kl[at], limit.true_reward[at]))
     draw(svg, "rect", { x: x(limit.kl[at]) - 6, y: y(limit.true_reward[at]) - 6, width: 12, height: 12, fill: "#000000" });
   METHODS.forEach(([, name, colour], i) => {
-    draw(svg, "circle", { cx: 420, cy: 270 + 20 * i, r: 5, fill: colour });
-    draw(svg, "text", { x: 432, y: 274 + 20 * i, "font-size": 12, fill: INK }, name);
+    draw(svg, "circle", { cx: 540, cy: 30 + 20 * i, r: 5, fill: colour });
+    draw(svg, "text", { x: 552, y: 34 + 20 * i, "font-size": 12, fill: INK }, name);
   });
   say("tilt-out", limit.beta[at].toPrecision(2));
   say("frontier-text", `Closed form at β = ${limit.beta[at].toPrecision(2)}: ${limit.true_reward[at].toFixed(2)} at ` +
