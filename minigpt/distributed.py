@@ -31,8 +31,10 @@ def start(device: str) -> None:
 
 
 def stop() -> None:
-    """Leave the others, at the end of a program: what still runs in the background would end it with an error."""
+    """Leave together with the others, at the end of a program: a process that goes while another still needs it, or with
+    something running in the background, would end with an error."""
     if dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()
 
 

@@ -67,7 +67,7 @@ def test_ppo_in_two_processes_is_reproducible_and_keeps_them_together(tmp_path):
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "ppo"])
 def test_a_model_spread_over_two_processes_learns_what_a_whole_one_does(stage, tmp_path):
     whole, spread = launch(2, stage, tmp_path / "whole", 4), launch(2, stage, tmp_path / "spread", 4, "--shard")
-    assert whole.returncode == spread.returncode == 0, spread.stderr
+    assert whole.returncode == spread.returncode == 0, whole.stderr + spread.stderr
     for a, b in zip(lines_of(tmp_path / "whole"), lines_of(tmp_path / "spread"), strict=True):
         for free in ("min_reward", "mean_reward", "max_reward") if stage == "reward" else ():
             a.pop(free), b.pop(free)
