@@ -7,20 +7,8 @@ import runpy
 from collections.abc import Sequence
 
 from lessons.articles import run_time
-from lessons.course import LESSONS, names, results_of
-from minigpt.cli import UserError, run
-
-
-def find(number: str) -> str:
-    """The lesson's folder.  Raises UserError if there is no such lesson."""
-    found = [name for name in names() if name == number or name.split("_")[0] == number.zfill(2)]
-    if not found:
-        raise UserError(f"there is no lesson {number!r}: there are {', '.join(names())}")
-    return found[0]
-
-
-def title(name: str) -> str:
-    return (LESSONS / name / "README.md").read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+from lessons.course import LESSONS, find, names, results_of, title_and_question
+from minigpt.cli import run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -33,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{'lesson':<28} {'script':>8} {'solutions':>10}   title")
         for name in names():
             times = [run_time(results["seconds"]) for results in results_of(name).values()]
-            print(f"{name:<28} {times[0]:>8} {times[1]:>10}   {title(name)}")
+            print(f"{name:<28} {times[0]:>8} {times[1]:>10}   {title_and_question(name)[0]}")
         print("\npython -m lessons 05 runs one; its article is lessons/05_.../README.md")
         return
     os.environ["LESSONS_QUICK"] = "1" if options.quick else "0"

@@ -17,7 +17,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from lessons.course import LESSONS, names, results_of
+from lessons.course import LESSONS, names, results_of, title_and_question
 
 ROOT = LESSONS.parent
 MARK = re.compile(r"<!-- (=|table|figure|code) (.+?) -->(.*?)<!-- / -->", re.DOTALL)
@@ -54,8 +54,8 @@ def list_of_lessons() -> list[list[str]]:
     """Number and title with a link, the question, and how long the two scripts take."""
     rows = [["lesson", "its question", "script", "solutions"]]
     for name in names():
-        title, _, question = (LESSONS / name / "README.md").read_text(encoding="utf-8").splitlines()[:3]
-        rows.append([f"[{title.lstrip('# ')}]({name}/README.md)", question.strip("*"),
+        title, question = title_and_question(name)
+        rows.append([f"[{title}]({name}/README.md)", question,
                      *(run_time(results["seconds"]) for results in results_of(name).values())])
     return rows
 

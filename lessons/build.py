@@ -12,12 +12,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from lessons.__main__ import find
 from lessons.articles import render
-from lessons.course import LESSONS, SCRIPTS, names
+from lessons.course import LESSONS, NEEDED, SCRIPTS, find, names
 from minigpt.cli import UserError, run
-
-NEEDED = "building the lessons needs more packages: pip install -e '.[lessons]' -c constraints.txt"
 
 
 def run_as_notebook(script: Path) -> None:

@@ -31,6 +31,7 @@ from minigpt.plots import pyplot
 LESSONS = Path(__file__).parent
 RUNS = LESSONS.parent / "runs" / "lessons"
 SCRIPTS = ("lesson", "solutions")
+NEEDED = "building the lessons needs more packages: pip install -e '.[lessons]' -c constraints.txt"
 STYLE = {"figure.facecolor": "white", "savefig.facecolor": "white", "svg.hashsalt": "lessons", "axes.titlesize": 10,
          "legend.frameon": False, "legend.fontsize": 8.5, "lines.linewidth": 1.8}
 
@@ -113,6 +114,20 @@ def spread(value: float | Sequence[float], form: str = ".3f") -> str:
 def names() -> list[str]:
     """The folders of the lessons, in order."""
     return sorted(path.parent.name for path in LESSONS.glob("[0-9][0-9]_*/README.md"))
+
+
+def find(number: str) -> str:
+    """The folder of a lesson, by its number or name.  Raises UserError if there is no such lesson."""
+    found = [name for name in names() if name == number or name.split("_")[0] == number.zfill(2)]
+    if not found:
+        raise UserError(f"there is no lesson {number!r}: there are {', '.join(names())}")
+    return found[0]
+
+
+def title_and_question(name: str) -> tuple[str, str]:
+    """How the article begins."""
+    title, _, question = (LESSONS / name / "README.md").read_text(encoding="utf-8").splitlines()[:3]
+    return title.lstrip("# "), question.strip("*")
 
 
 def results_of(name: str) -> dict[str, dict[str, Any]]:

@@ -9,9 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lessons.__main__ import title
 from lessons.articles import slug
-from lessons.course import LESSONS, names
+from lessons.course import LESSONS, NEEDED, names, title_and_question
 from minigpt.cli import UserError
 from minigpt.disk import write_atomically
 
@@ -29,21 +28,23 @@ def build_site() -> Path:
 
 def page() -> str:
     """The whole page."""
+    parser = markdown()
     parts = {"style": (READER / "style.css").read_text(encoding="utf-8") + code_colours(),
              "reader": (READER / "reader.js").read_text(encoding="utf-8"),
              "interactive_script": (READER / "interactive.js").read_text(encoding="utf-8"),
              "interactive": (READER / "interactive.html").read_text(encoding="utf-8"),
              "runs": json.dumps(json.loads(RUNS.read_text(encoding="utf-8")), separators=(",", ":")),
-             "navigation": "\n".join(f'<li><a href="#{name}">{html.escape(title(name))}</a></li>' for name in names()),
-             "articles": "\n".join([article("", LESSONS / "README.md"),
-                                    *(article(name, LESSONS / name / "README.md") for name in names())])}
+             "navigation": "\n".join(f'<li><a href="#{name}">{html.escape(title_and_question(name)[0])}</a></li>'
+                                     for name in names()),
+             "articles": "\n".join([article(parser, "", LESSONS / "README.md"),
+                                    *(article(parser, name, LESSONS / name / "README.md") for name in names())])}
     frame = (READER / "frame.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], frame)
 
 
-def article(name: str, path: Path) -> str:
+def article(parser: Any, name: str, path: Path) -> str:
     """One article as a section; its links lead to other sections, or to files beside the page."""
-    text = markdown().render(re.sub(r"<!--.*?-->", "", path.read_text(encoding="utf-8")))
+    text = parser.render(re.sub(r"<!--.*?-->", "", path.read_text(encoding="utf-8")))
     text = re.sub(r'(href|src)="([^"]+)"', lambda found: f'{found[1]}="{target(name, found[2])}"', text)
     text = re.sub(r"<h([1-6])>(.*?)</h\1>", lambda found: heading(name, int(found[1]), found[2]), text)
     text = text.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
@@ -82,7 +83,7 @@ def markdown() -> Any:
         from pygments.formatters import HtmlFormatter
         from pygments.lexers import get_lexer_by_name
     except ImportError as error:
-        raise UserError("the reader needs more packages: pip install -e '.[lessons]' -c constraints.txt") from error
+        raise UserError(NEEDED) from error
 
     def colour(code: str, language: str, attributes: str) -> str:
         return highlight(code, get_lexer_by_name(language or "text"), HtmlFormatter(nowrap=True))

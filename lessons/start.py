@@ -11,12 +11,12 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from data.task import RowsConfig, load_task
 from data.world import World, WorldConfig
 from lessons.course import LESSONS, RUNS, fingerprint
 from lessons.limit import Frontier
@@ -26,8 +26,8 @@ from minigpt.model import MiniGPT, copy_model_weights
 from minigpt.sampling import generate
 from reward.model import RewardModel
 from reward.train import center, train_reward_model
-from sft.main import as_rows
-from sft.train import sft_train
+from sft.main import as_rows, train_sft_model
+from sft.train import SFTConfig, sft_train
 
 SIZE = {"embed_dim": 64, "num_heads": 4, "num_layers": 3, "ff_dim": 256}
 WORLD = {"facts": 8, "plain_rows": 6000, "sft_rows": 8000, "preference_rows": 8000, "heldout_rows": 600}
@@ -40,7 +40,6 @@ SFT = {**BASE, "lr": 1.5e-3}
 REWARD = {"num_epochs": 2, "lr": 3e-4, "batch_size": 8, "warmup": 0.1, "weight_decay": 0.1, "precision": "float32"}
 DPO = {"num_epochs": 1, "lr": 1e-4, "beta": 2.0, "batch_size": 32, "precision": "float32"}
 PPO = {"num_episodes": 60, "lr": 3e-4, "kl_coeff": 0.5, "max_new_tokens": LONGEST_ANSWER}
-PLAIN_SHARE = 0.3  # of plain text mixed into SFT, against forgetting
 
 
 @dataclass
@@ -78,9 +77,11 @@ def starting_point(seed: int = 0, quick: bool = False, **world_options: Any) -> 
     world_options: fields of `data.world.WorldConfig`, such as length_bias; those that only change the preferences
     leave base and SFT model as they are.
     """
-    world = World(WorldConfig(**{**(QUICK_WORLD if quick else WORLD), **world_options}), seed)
+    task = load_task(RowsConfig(), WorldConfig(**{**(QUICK_WORLD if quick else WORLD), **world_options}), seed)
+    world = task.world
     base = kept(lambda: train_base(world, seed), "base", world.plain_text, SIZE, BASE, seed)
-    sft = kept(lambda: train_sft(base, world, seed), "sft", world.sft_rows, world.plain_text, SIZE, BASE, SFT, seed)
+    sft = kept(lambda: train_sft_model(base, task, SFTConfig(seed=seed, **SFT))[0], "sft", world.sft_rows,
+               world.plain_text, SIZE, BASE, SFT, seed)
     reward = kept(lambda: train_reward(sft, world, seed), "reward", world.preferences, world.sft_rows, SIZE, SFT, REWARD,
                   seed)
     return Start(world, seed, base, sft, reward)
@@ -96,7 +97,7 @@ def library() -> list[str]:
 def kept(train: Callable[[], nn.Module], name: str, *made_from: Any) -> Any:
     """The model that `train` returns, kept on disk for the next time that all it is made from is the same."""
     key = hashlib.sha256(json.dumps([library(), made_from]).encode()).hexdigest()[:12]
-    path = Path(RUNS) / "start" / f"{name}-{key}.pt"
+    path = RUNS / "start" / f"{name}-{key}.pt"
     if not path.exists():
         print(f"training the {name} model to start from ...", flush=True)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,11 +108,6 @@ def kept(train: Callable[[], nn.Module], name: str, *made_from: Any) -> Any:
 def train_base(world: World, seed: int) -> MiniGPT:
     torch.manual_seed(seed)
     return sft_train(MiniGPT(**SIZE), as_rows(world.plain_text), seed=seed, **BASE)[0]
-
-
-def train_sft(base: MiniGPT, world: World, seed: int) -> MiniGPT:
-    mixed_in = world.plain_text[:round(PLAIN_SHARE * len(world.sft_rows))]
-    return sft_train(copy_model_weights(base, MiniGPT(**SIZE)), world.sft_rows + as_rows(mixed_in), seed=seed, **SFT)[0]
 
 
 def train_reward(sft: MiniGPT, world: World, seed: int) -> RewardModel:

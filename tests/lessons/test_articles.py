@@ -32,10 +32,13 @@ def anchors(path: Path) -> set[str]:
 
 
 @cache
-def words_of_the_code() -> set[str]:
-    """Every name that occurs in a Python file of the project, and every metric and setting, as it is spelled there."""
+def in_the_code(pattern: str) -> set[str]:
+    """Whatever fits this pattern in the Python files of the project."""
     sources = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
-    return {word for path in sources for word in re.findall(r"[\w/]+", path.read_text(encoding="utf-8"))}
+    return {found for path in sources for found in re.findall(pattern, path.read_text(encoding="utf-8"))}
+
+
+NAMES, FILES = r"[\w/]+", r"[\w-]+\.\w+"  # of functions, settings and metrics; of files that the code writes
 
 
 @of_every_article
@@ -110,16 +113,9 @@ def test_every_name_and_option_is_in_the_code(path):
     text = re.sub(r"<!-- (=|figure|table) .*?<!-- / -->", "", text, flags=re.DOTALL)
     for name in re.findall(r"`([^`\n]+)`", text):
         if re.fullmatch(r"[\w./-]+\.(py|md|json|jsonl|pt|csv|ipynb)", name):
-            assert any(ROOT.rglob(Path(name).name)) or Path(name).name in words_of_the_code_files(), name
+            assert any(ROOT.rglob(Path(name).name)) or Path(name).name in in_the_code(FILES), name
         elif re.fullmatch(r"--[\w-]+", name):
-            assert name[2:].replace("-", "_") in words_of_the_code() | {"nproc_per_node"}, name
+            assert name[2:].replace("-", "_") in in_the_code(NAMES) | {"nproc_per_node"}, name
         elif re.fullmatch(r"[A-Za-z_]\w*([./]\w+)*(\(\))?", name) and re.search(r"[_.(/]", name):
             parts = re.split(r"\.", name.removesuffix("()"))
-            assert all(part in words_of_the_code() for part in parts), name
-
-
-@cache
-def words_of_the_code_files() -> set[str]:
-    """Names of files that the code writes."""
-    sources = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
-    return {word for path in sources for word in re.findall(r"[\w-]+\.\w+", path.read_text(encoding="utf-8"))}
+            assert all(part in in_the_code(NAMES) for part in parts), name

@@ -5,9 +5,9 @@ import json
 import pytest
 
 import lessons.articles
-from lessons.__main__ import find, main
+from lessons.__main__ import main
 from lessons.articles import excerpt, render, run_time, slug
-from lessons.course import fingerprint, names, results_of, spread
+from lessons.course import find, fingerprint, names, results_of, spread
 from minigpt.cli import UserError
 
 RESULTS = {"numbers": {"accuracy": "0.93 ± 0.01"}, "tables": {"sweep": [["beta", "KL"], ["0.1", "2|3"]]},
