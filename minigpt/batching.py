@@ -163,9 +163,6 @@ def predicting(segments: Tensor) -> tuple[Tensor, Tensor]:
     return rows, predicted_from(segments)[rows, columns]
 
 
-COLUMNS = 8  # the processor's library keeps what it prepared for every shape that it met: let there be few
-
-
 class Batches:
     """Examples in shuffled batches of like length; the order of epoch e follows from (seed, e) alone.
 
@@ -181,7 +178,9 @@ class Batches:
         return -(-len(self.examples) // self.batch_size)
 
     def collate(self, numbers: Sequence[int]) -> Batch:
-        return collate([self.examples[n] for n in numbers], numbers, COLUMNS)
+        """Padded to one of few lengths, eight from each power of two to the next: every new shape of matrix costs."""
+        longest = max(self.examples[n].num_tokens for n in numbers)
+        return collate([self.examples[n] for n in numbers], numbers, columns=max(8, 2 ** (longest.bit_length() - 4)))
 
     def epoch(self, epoch: int) -> list[list[int]]:
         """The example numbers of each batch of this epoch."""

@@ -6,12 +6,15 @@ Shapes: B rows, T tokens, D embed_dim, H heads, K = D / H, V vocabulary.  There 
 few times, and a policy and a reference that differ by a dropout mask would have a log-ratio that means nothing.
 """
 
+import math
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minigpt.processor import mkl_multiplies
 from minigpt.tokenizer import VOCAB_SIZE
 
 M = TypeVar("M", bound=nn.Module)
@@ -44,17 +47,43 @@ class KeyValueCache:
         self.memory = self.memory[:, :, rows]
 
 
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(q k^T / sqrt(K) + mask) v, each (B, H, T, K), causal without a mask: what PyTorch's fused kernel computes.
+PIECE = 1024  # tokens
+SCORES_BYTES = 8 * 2**20
 
-    For bfloat16 on the CPU, where that kernel and its gradient take nearly three times as long.
+
+def in_pieces(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """layer(x) for a layer that looks at each token (..., D) alone: on a CPU for 1024 of them at a time.
+
+    So what comes in between stays in the processor's own memory, and there are few shapes of matrix: its library keeps
+    about a MB for every shape that it met.
     """
+    tokens = x.flatten(0, -2)
+    if x.device.type != "cpu" or len(tokens) <= PIECE:
+        return layer(x)
+    return torch.cat([layer(piece) for piece in tokens.split(PIECE)]).view(*x.shape[:-1], -1)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt(K) + mask) v for q (B, H, T, K), k and v (B, H, S, K); causal without a mask (B, 1, T, S)."""
+    T, S = q.shape[2], k.shape[2]
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None and T > 1)
+    if T == 1:  # decoding: one query, which sees every key
+        with mkl_multiplies():
+            return F.scaled_dot_product_attention(q, k, v, mask)
     if mask is None:
-        T, S = q.shape[2], k.shape[2]
         mask = torch.full((T, S), -torch.inf, dtype=q.dtype).triu(S - T + 1)
+    # As many rows at a time as have scores that fit into the processor's own memory; a power of two, for few shapes.
+    rows = 2 ** int(math.log2(max(1, SCORES_BYTES / (q.shape[1] * T * S * q.element_size()))))
+    pieces = zip(*(x.split(rows) for x in (q, k, v, mask.expand(len(q), 1, T, S))), strict=True)
     with torch.autocast("cpu", enabled=False):
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-        return (scores + mask).softmax(-1) @ v
+        return torch.cat([attention_of_a_few(*piece) for piece in pieces])
+
+
+def attention_of_a_few(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """The formula as it stands: with its gradient twice as fast on a CPU as PyTorch's fused kernel."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    return scores.add_(mask).softmax(-1) @ v
 
 
 def take(x: Tensor, at: Places) -> Tensor:
@@ -72,16 +101,12 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, layer: int, mask: Tensor | None, cache: KeyValueCache | None, at: Places | None) -> Tensor:
         B, T, D = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.num_heads, D // self.num_heads).unbind(2)  # each (B, T, H, K)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)                   # each (B, H, T, K)
+        qkv = in_pieces(self.qkv, x).view(B, T, 3, self.num_heads, D // self.num_heads)
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))                          # each (B, H, T, K)
         if cache is not None:
             k, v = cache.write(layer, k, v)                                                 # (B, H, S, K)
-        if q.dtype == torch.bfloat16 and x.device.type == "cpu":
-            y = plain_attention(q, k, v, mask)
-        else:
-            y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None and T > 1)  # one query sees all keys
-        y = y.transpose(1, 2).reshape(B, T, D)
-        return self.out(y if at is None else take(y, at))
+        y = attention(q, k, v, mask).transpose(1, 2).reshape(B, T, D)
+        return in_pieces(self.out, y if at is None else take(y, at))
 
 
 class Block(nn.Module):
@@ -97,6 +122,9 @@ class Block(nn.Module):
         """(B, T, D) -> (B, T, D), or only `at` N places: (N, D)."""
         attended = self.attention(self.attention_norm(x), layer, mask, cache, at)
         x = (x if at is None else take(x, at)) + attended
+        return in_pieces(self.feed_forward, x)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
         return x + self.ff_out(F.gelu(self.ff_in(self.ff_norm(x))))
 
 

@@ -15,6 +15,7 @@ logged mean is that of the whole batch (an extreme, of reward, is the mean of th
 import hashlib
 import math
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -28,6 +29,7 @@ from tqdm import tqdm
 from minigpt import distributed
 from minigpt.batching import Batch, Batches, Example
 from minigpt.cli import MAY_CHANGE, UserError, option
+from minigpt.processor import fast_precision, keep_freed_memory, most_tokens
 from minigpt.run_folder import RunFolder
 
 PRECISION = {"help": "arithmetic of the matrix products (auto: bfloat16 where the processor has it)",
@@ -83,14 +85,6 @@ def recipe(config_class: type, run: TrainingConfig, stage: str, quick: bool, own
                            "shard": run.shard, "out": f"{run.out}/{stage}"})
 
 
-def fast_precision(device: torch.device) -> str:
-    """bfloat16 where matrix products in it are several times faster than in float32, else float32."""
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    offered = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}  # older torch does not say
-    return "bfloat16" if offered.get("avx512_bf16") or offered.get("amx_bf16") else "float32"
-
-
 class TrainingRun:
     """Optimizer, schedule, clipping, precision, progress bar, log and checkpoints of one run.
 
@@ -102,6 +96,7 @@ class TrainingRun:
     def __init__(self, models: dict[str, nn.Module], config: TrainingConfig, num_steps: int,
                  examples: Sequence[Example] = (), others: Sequence[nn.Module] = (),
                  lrs: dict[str, float] | None = None, adam_eps: float = 1e-8, state: dict[str, Any] | None = None):
+        keep_freed_memory()
         self.models, self.config, self.num_steps = models, config, num_steps
         self.step, self.num_tokens, self.history, self.state = 0, 0, {}, state or {}
         self.device = next(next(iter(models.values())).parameters()).device
@@ -140,7 +135,7 @@ class TrainingRun:
                 if epoch != order_of:
                     order_of, order = epoch, batches.epoch(epoch)
                 self._epoch, self._numbers = self.step / len(batches), order[index]
-                pieces, self._shares = deal(batches, order[index], accumulate, by_tokens)
+                pieces, self._shares = deal(batches, order[index], accumulate, by_tokens, most_tokens(self.device))
                 self.num_tokens += sum(batches.examples[number].num_tokens for number in order[index])
                 for piece in pieces:
                     with self.autocast():
@@ -272,19 +267,21 @@ class TrainingRun:
                 self.history.setdefault(name, []).append(value)
 
 
-def deal(batches: Batches, numbers: Sequence[int], accumulate: int, by_tokens: bool
+def deal(batches: Batches, numbers: Sequence[int], accumulate: int, by_tokens: bool, most_tokens: int = sys.maxsize
          ) -> tuple[list[list[int]], list[float]]:
     """(this process's pieces of a batch, the share that each has of the whole batch's mean).
 
-    Every process gets equally many pieces, so that none waits for another: where examples are too few, one that
-    counts 0.
+    There are `accumulate` pieces, or more if these had more than most_tokens, padding included.  Every process gets
+    equally many, so that none waits for another: where examples are too few, one that counts 0.
     """
     def weight(members: Sequence[int]) -> int:
         return sum(len(r) for n in members for r in batches.examples[n].responses) if by_tokens else len(members)
 
     mine = numbers[distributed.rank()::distributed.world_size()]
     most = -(-len(numbers) // distributed.world_size())
-    size = -(-most // accumulate)
+    longest = max(batches.examples[n].num_tokens for n in numbers)
+    size = min(-(-most // accumulate), max(1, most_tokens // longest))
+    size = -(-most // -(-most // size))  # as many pieces, of like size
     pieces = [list(mine[start:start + size]) for start in range(0, most, size)]
     return [piece or list(numbers[:1]) for piece in pieces], [weight(piece) / weight(numbers) for piece in pieces]
 

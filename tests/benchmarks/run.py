@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from minigpt.disk import write_json
 from minigpt.model import MiniGPT
-from minigpt.training import fast_precision
+from minigpt.processor import fast_precision
 from tests.benchmarks.common import UNITS, last_line_of, seconds_of, training_step
 
 

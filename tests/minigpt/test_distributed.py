@@ -118,15 +118,17 @@ EXAMPLES = [Example(b"?", (bytes(range(n + 1)),)) for n in range(7)]
 @pytest.mark.parametrize("processes", [1, 2, 3, 5, 9])
 @pytest.mark.parametrize("accumulate", [1, 2, 4])
 @pytest.mark.parametrize("by_tokens", [False, True])
-def test_every_example_is_dealt_once_and_the_shares_sum_to_one(monkeypatch, processes, accumulate, by_tokens):
+@pytest.mark.parametrize("most_tokens", [1, 20, sys.maxsize])
+def test_every_example_is_dealt_once_and_the_shares_sum_to_one(monkeypatch, processes, accumulate, by_tokens, most_tokens):
     monkeypatch.setattr("minigpt.distributed.world_size", lambda: processes)
     batches, dealt, total, pieces_of_each = Batches(EXAMPLES, 7), [], 0.0, set()
     for rank in range(processes):
         monkeypatch.setattr("minigpt.distributed.rank", lambda rank=rank: rank)
-        pieces, shares = deal(batches, list(range(7)), accumulate, by_tokens)
+        pieces, shares = deal(batches, list(range(7)), accumulate, by_tokens, most_tokens)
         pieces_of_each.add(len(pieces))
         for piece, share in zip(pieces, shares, strict=True):
             assert piece  # something to run, even where it counts 0
+            assert len(piece) == 1 or len(piece) * max(EXAMPLES[n].num_tokens for n in piece) <= most_tokens
             if share:
                 dealt += piece
                 weights = [n + 1 for n in piece] if by_tokens else [1] * len(piece)

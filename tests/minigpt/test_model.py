@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from minigpt import MiniGPT, copy_model_weights
-from minigpt.model import KeyValueCache, check_reference, plain_attention
+from minigpt import model as model_module
+from minigpt.model import KeyValueCache, attention, check_reference, in_pieces
 from reward import RewardModel
 
 
@@ -131,18 +132,32 @@ def test_hidden_states_at_some_places_are_those_of_all(make_model):
 
 @pytest.mark.parametrize("queries", [1, 3, 9])
 @pytest.mark.parametrize("masked", [False, True])
-def test_plain_attention_is_the_fused_one(queries, masked):
+@pytest.mark.parametrize("rows_at_a_time", [1, 2, 8])
+def test_attention_is_the_fused_one(queries, masked, rows_at_a_time, monkeypatch):
     """Values and gradients; fewer queries than keys, as in decoding, are the last ones."""
+    monkeypatch.setattr(model_module, "SCORES_BYTES", rows_at_a_time * 4 * queries * 9 * 4)
     generator = torch.Generator().manual_seed(0)
-    q, k, v, up = (torch.randn(2, 4, n, 8, generator=generator, requires_grad=True) for n in (queries, 9, 9, queries))
+    q, k, v, up = (torch.randn(5, 4, n, 8, generator=generator, requires_grad=True) for n in (queries, 9, 9, queries))
     causal = torch.ones(queries, 9).tril(9 - queries).bool()
-    visible = causal & (torch.rand(2, 1, queries, 9, generator=generator) < 0.7) if masked else causal
+    visible = causal & (torch.rand(5, 1, queries, 9, generator=generator) < 0.7) if masked else causal
     visible = visible | (torch.arange(9) == 0)  # something for each query
     mask = torch.zeros(visible.shape).masked_fill(~visible, -torch.inf)
-    found = plain_attention(q, k, v, mask if masked else None)
+    found = attention(q, k, v, mask if masked else None)
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, mask)
     torch.testing.assert_close(found, expected)
     for a, b in zip(*(torch.autograd.grad(y, (q, k, v), up) for y in (found, expected)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (5, 7), (3,), (1, 1)])
+def test_a_layer_in_pieces_is_the_layer(shape, monkeypatch):
+    monkeypatch.setattr(model_module, "PIECE", 8)
+    generator = torch.Generator().manual_seed(0)
+    layer, x = torch.nn.Linear(4, 3), torch.randn(*shape, 4, generator=generator, requires_grad=True)
+    found, expected = in_pieces(layer, x), layer(x)
+    torch.testing.assert_close(found, expected)
+    up = torch.randn(*shape, 3, generator=generator)
+    for a, b in zip(*(torch.autograd.grad(y, (x, layer.weight, layer.bias), up) for y in (found, expected)), strict=True):
         torch.testing.assert_close(a, b)
 
 

@@ -171,6 +171,15 @@ def test_accumulated_gradients_give_the_weights_of_the_whole_batch(make_model, r
     assert logs[1] == pytest.approx(logs[0], abs=1e-5)
 
 
+def test_a_batch_that_is_cut_by_its_tokens_gives_the_same_weights(make_model, recited, monkeypatch):
+    models = []
+    for most in (10**9, 40):
+        monkeypatch.setattr("minigpt.training.most_tokens", lambda device, most=most: most)
+        models.append(sft_train(make_model(spread=1), recited, 3, lr=1e-3, batch_size=12, precision="float32")[0])
+    for whole, parts in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(parts, whole, rtol=0, atol=1e-6)
+
+
 def test_accumulated_metrics_are_those_of_the_whole_batch(make_model, recited, tmp_path):
     logs = []
     for parts in (1, 4):

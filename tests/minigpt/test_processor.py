@@ -1,0 +1,53 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minigpt import processor
+
+
+@pytest.fixture
+def switch():
+    """torch's switch of how float32 matrices are multiplied, put back after the test."""
+    settings = torch.backends.mkldnn.matmul
+    before = settings.fp32_precision
+    yield settings
+    settings.fp32_precision = before
+
+
+def test_products_are_exact_to_float32_after_the_import(switch):
+    """Whatever library multiplies: forward, gradients, and batches of matrices."""
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(*shape, generator=generator, requires_grad=True) for shape in ((300, 128), (64, 128)))
+    up = torch.randn(300, 64, generator=generator)
+    found = F.linear(x, w)
+    exact = F.linear(x.double(), w.double())
+    torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-4)
+    for a, b in zip(torch.autograd.grad(found, (x, w), up), torch.autograd.grad(exact, (x, w), up.double()), strict=True):
+        torch.testing.assert_close(a.double(), b.double(), rtol=0, atol=2e-4)
+    q = torch.randn(6, 40, 32, generator=generator)
+    torch.testing.assert_close((q @ q.mT).double(), q.double() @ q.double().mT, rtol=0, atol=1e-4)
+
+
+def test_the_check_can_tell_float32_from_bfloat16(monkeypatch):
+    assert processor.products_are_exact()
+    multiply = torch.Tensor.__matmul__
+
+    def in_bfloat16(a, b):
+        return multiply(a, b) if a.dtype == torch.float64 else multiply(a.bfloat16(), b.bfloat16()).float()
+    monkeypatch.setattr(torch.Tensor, "__matmul__", in_bfloat16)
+    assert not processor.products_are_exact()
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_the_permission_is_taken_back_where_it_would_be_used(monkeypatch, switch, exact):
+    monkeypatch.setattr(processor, "products_are_exact", lambda: exact)
+    processor.let_onednn_multiply()
+    assert switch.fp32_precision == (processor.PERMITTED if exact else processor.NOT_PERMITTED)
+
+
+def test_mkl_multiplies_only_inside_the_block(switch):
+    switch.fp32_precision = processor.PERMITTED
+    with pytest.raises(RuntimeError), processor.mkl_multiplies():
+        assert switch.fp32_precision == processor.NOT_PERMITTED
+        raise RuntimeError
+    assert switch.fp32_precision == processor.PERMITTED
