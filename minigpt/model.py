@@ -33,14 +33,13 @@ class KeyValueCache:
         self.memory = torch.empty(shape, device=model.device)
         self.length = 0  # columns that have been read
 
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the keys and values (B, H, T, K) of T new columns; return those of all columns, (B, H, S, K)."""
-        if self.memory.dtype != keys.dtype:  # under autocast the projections decide
-            self.memory = self.memory.to(keys.dtype)
-        end = self.length + keys.shape[2]
-        self.memory[layer, 0, :, :, self.length:end] = keys
-        self.memory[layer, 1, :, :, self.length:end] = values
-        return self.memory[layer, 0, :, :, :end], self.memory[layer, 1, :, :, :end]
+    def write(self, layer: int, keys_and_values: Tensor) -> Tensor:
+        """Store those of T new columns, (2, B, H, T, K); return those of all columns, (2, B, H, S, K)."""
+        if self.memory.dtype != keys_and_values.dtype:  # under autocast the projections decide
+            self.memory = self.memory.to(keys_and_values.dtype)
+        end = self.length + keys_and_values.shape[3]
+        self.memory[layer, :, :, :, self.length:end] = keys_and_values
+        return self.memory[layer, :, :, :, :end]
 
     def keep(self, rows: Tensor) -> None:
         """Keep only these rows (the others have finished)."""
@@ -77,7 +76,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     rows = 2 ** int(math.log2(max(1, SCORES_BYTES / (q.shape[1] * T * S * q.element_size()))))
     pieces = zip(*(x.split(rows) for x in (q, k, v, mask.expand(len(q), 1, T, S))), strict=True)
     with torch.autocast("cpu", enabled=False):
-        return torch.cat([attention_of_a_few(*piece) for piece in pieces])
+        return torch.cat([attention_of_a_few(*piece).transpose(1, 2) for piece in pieces]).transpose(1, 2)
 
 
 def attention_of_a_few(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -102,10 +101,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, layer: int, mask: Tensor | None, cache: KeyValueCache | None, at: Places | None) -> Tensor:
         B, T, D = x.shape
         qkv = in_pieces(self.qkv, x).view(B, T, 3, self.num_heads, D // self.num_heads)
-        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))                          # each (B, H, T, K)
-        if cache is not None:
-            k, v = cache.write(layer, k, v)                                                 # (B, H, S, K)
-        y = attention(q, k, v, mask).transpose(1, 2).reshape(B, T, D)
+        q, kv = qkv.permute(2, 0, 3, 1, 4).split((1, 2))                                    # (1 and 2, B, H, T, K)
+        k, v = kv if cache is None else cache.write(layer, kv)                              # each (B, H, S, K)
+        y = attention(q[0], k, v, mask).transpose(1, 2).reshape(B, T, D)
         return in_pieces(self.out, y if at is None else take(y, at))
 
 

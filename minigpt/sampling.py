@@ -57,7 +57,7 @@ def sample_ids(model: MiniGPT, prompt_ids: Sequence[list[int]], max_new_tokens: 
     token_ids = torch.tensor([ids + [PAD] * (longest - len(ids)) for ids in prompt_ids], device=device)
     cache = KeyValueCache(model, len(prompt_ids), longest + max_new_tokens)
     sampled = torch.full((len(prompt_ids), max_new_tokens), PAD, device=device)
-    counts = torch.zeros_like(lengths)
+    room = (model.max_seq_len - lengths).clamp(max=max_new_tokens)            # tokens that each may have
     done = torch.zeros_like(lengths, dtype=torch.bool)
 
     # Prompts are padded on the right as in training.  New tokens go into the columns after the longest prompt, at the
@@ -68,7 +68,6 @@ def sample_ids(model: MiniGPT, prompt_ids: Sequence[list[int]], max_new_tokens: 
     for step in range(max_new_tokens):
         tokens = pick_tokens(model.logits(last_hidden), temperature, top_k, greedy, generator)
         sampled[rows, step] = tokens
-        counts[rows] += ~done
         done = done | (tokens == EOS) | (lengths + step + 1 >= model.max_seq_len)
         if done.all() or step == max_new_tokens - 1:
             break
@@ -79,6 +78,8 @@ def sample_ids(model: MiniGPT, prompt_ids: Sequence[list[int]], max_new_tokens: 
         positions = (lengths + step).clamp(max=model.max_seq_len - 1)         # rows that are done may run on a little
         last_hidden = model.hidden_states(tokens[:, None], positions[:, None], visible[:, None, :longest + step + 1],
                                           cache)[:, 0]
+    is_eos = sampled == EOS
+    counts = torch.where(is_eos.any(1), is_eos.int().argmax(1) + 1, room).minimum(room)
     return [ids[:count] for ids, count in zip(sampled.tolist(), counts.tolist(), strict=True)]
 
 

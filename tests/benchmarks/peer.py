@@ -9,6 +9,7 @@ import tempfile
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "1024"  # the library's own default, which `minigpt` would change
 
 import torch
 from datasets import Dataset
@@ -16,8 +17,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from minigpt.processor import NOT_PERMITTED
 from minigpt.tokenizer import EOS, PAD
 from tests.benchmarks.common import EPISODES, GENERATED, ROWS, Work, benchmark_rows, time_one_stage
+
+torch.backends.mkldnn.matmul.fp32_precision = NOT_PERMITTED  # TRL as its users have it: importing minigpt changed that
 
 
 def byte_tokenizer(padding_side: str) -> PreTrainedTokenizerFast:
