@@ -70,7 +70,8 @@ def sample_rollout(policy: MiniGPT, reference: MiniGPT, reward: RewardModel, val
     integrand, so with gamma = 1 the return of a response is its score less beta times its KL.
     """
     prompt_ids = [ids[:n].tolist() for ids, n in zip(prompts.token_ids, prompts.lengths, strict=True)]
-    responses = sample_ids(policy, prompt_ids, max_new_tokens, generator=generator)
+    with torch.autocast("cpu", enabled=False):  # one token at a time multiplies too little to pay for casting the weights
+        responses = sample_ids(policy, prompt_ids, max_new_tokens, generator=generator)
     batch = collate([Example(bytes(p), (bytes(r),)) for p, r in zip(prompt_ids, responses, strict=True)]).to(policy.device)
     token_ids, segments, mask = batch.token_ids, batch.segments, batch.response_mask
 
