@@ -34,7 +34,8 @@ def test_products_are_exact_to_float32_after_the_import(switch):
 
 
 @pytest.mark.parametrize(("abilities", "permitted"), [
-    ({"avx512_f": True, "amx_tile": False}, True), ({"avx512_f": True, "amx_tile": True}, False), ({"avx2": True}, False), ({}, False)])
+    ({"avx512_f": True, "amx_tile": False}, True), ({"avx512_f": True, "amx_tile": True}, False),
+    ({"avx2": True}, False), ({}, False)])
 def test_only_processors_that_make_no_use_of_the_permission_get_it(monkeypatch, switch, abilities, permitted):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: abilities, raising=False)
     switch.fp32_precision = processor.NOT_PERMITTED
