@@ -3,11 +3,8 @@
 from minigpt.checkpoint import load_checkpoint, save_checkpoint
 from minigpt.logprobs import sequence_logps
 from minigpt.model import MiniGPT, copy_model_weights
-from minigpt.processor import let_onednn_multiply
 from minigpt.sampling import Response, generate
 from minigpt.tokenizer import EOS, PAD, SEP, VOCAB_SIZE, decode, encode
-
-let_onednn_multiply()
 
 __all__ = ["EOS", "PAD", "SEP", "VOCAB_SIZE", "MiniGPT", "Response", "copy_model_weights", "decode", "encode", "generate",
            "load_checkpoint", "save_checkpoint", "sequence_logps"]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from minigpt.cli import UserError
+from minigpt.processor import onednn_multiplies
 from minigpt.tokenizer import EOS, PAD, SEP, encode
 
 Text = str | list[int]  # a response: its text, or the very ids that a model generated
@@ -178,7 +179,8 @@ class Batches:
         return -(-len(self.examples) // self.batch_size)
 
     def collate(self, numbers: Sequence[int]) -> Batch:
-        """Padded to one of few lengths, eight from each power of two to the next: every new shape of matrix costs."""
+        """Padded to one of few lengths, eight from each power of two to the next, since every new shape of matrix costs;
+        it may be longer than max_seq_len."""
         longest = max(self.examples[n].num_tokens for n in numbers)
         return collate([self.examples[n] for n in numbers], numbers, columns=max(8, 2 ** (longest.bit_length() - 4)))
 
@@ -198,6 +200,7 @@ class Batches:
 
 
 @torch.no_grad()
+@onednn_multiplies()
 def score_examples(score: Callable[[Batch], Tensor], batches: Batches, device: torch.device) -> Tensor:
     """Apply a function (Batch of B examples -> (B, k) numbers) to every example once: (N, k)."""
     order = batches.in_order()

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minigpt.processor import mkl_multiplies
+from minigpt.processor import onednn_multiplies
 from minigpt.tokenizer import VOCAB_SIZE
 
 M = TypeVar("M", bound=nn.Module)
@@ -77,10 +77,10 @@ def fast_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tens
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None and T > 1).transpose(1, 2).flatten(2)
     if T == 1:  # decoding: one query, which sees every key
-        with mkl_multiplies():
+        with onednn_multiplies(False):
             return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
     # The formula is twice as fast here as the fused kernel, for as many rows at a time as have scores that fit into the
-    # processor's own memory; a power of two of them, for few shapes.
+    # processor's own memory; a power of two of them, for few shapes.  For the gradient it keeps B H T S probabilities.
     if mask is None:
         mask = torch.full((T, S), -torch.inf, dtype=q.dtype).triu(S - T + 1)
     rows = 2 ** int(math.log2(max(1, SCORES_BYTES / (q.shape[1] * T * S * q.element_size()))))

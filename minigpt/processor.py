@@ -21,25 +21,23 @@ def offers(*abilities: str) -> bool:
     return any(offered.get(ability, False) for ability in abilities)
 
 
-def let_onednn_multiply() -> None:
+@contextmanager
+def onednn_multiplies(yes: bool = True) -> Iterator[None]:
     """Hand the CPU's float32 products to oneDNN, twice as fast on AMD's processors as MKL, which uses half of their width.
 
     PyTorch does that only where bfloat16 inside a product is permitted.  oneDNN makes use of the permission on
-    processors with AMX, and there MKL is fast too: only others get it, so that float32 means float32.
+    processors with AMX, and there MKL is fast too: only others get it, so that float32 means float32.  For products so
+    small that oneDNN's run-up outweighs them (`yes` is false) MKL is better.  The switch is one for the whole process,
+    and so not for two threads at a time.
     """
+    switch = torch.backends.mkldnn.matmul
+    before = switch.fp32_precision
     if offers("avx512_f") and not offers("amx_tile"):
-        torch.backends.mkldnn.matmul.fp32_precision = PERMITTED
-
-
-@contextmanager
-def mkl_multiplies() -> Iterator[None]:
-    """For products too small to be worth oneDNN's run-up, such as those of one query with its keys."""
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    torch.backends.mkldnn.matmul.fp32_precision = NOT_PERMITTED
+        switch.fp32_precision = PERMITTED if yes else NOT_PERMITTED
     try:
         yield
     finally:
-        torch.backends.mkldnn.matmul.fp32_precision = before
+        switch.fp32_precision = before
 
 
 def keep_freed_memory() -> None:
@@ -49,9 +47,9 @@ def keep_freed_memory() -> None:
     time of a step.
     """
     if platform.libc_ver()[0] == "glibc":
-        trim_threshold, mmap_threshold = -1, -3  # of malloc.h
-        for threshold in (trim_threshold, mmap_threshold):
-            ctypes.CDLL(None).mallopt(threshold, 2**31 - 1)
+        libc, trim_threshold, mmap_threshold = ctypes.CDLL(None), -1, -3  # as malloc.h numbers them
+        if libc.mallopt(mmap_threshold, 2**31 - 1) or libc.mallopt(mmap_threshold, 2**25):  # older ones refuse the first
+            libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def fast_precision(device: torch.device) -> str:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from minigpt.batching import tokenize_prompt
 from minigpt.model import KeyValueCache, MiniGPT
+from minigpt.processor import onednn_multiplies
 from minigpt.tokenizer import EOS, PAD, decode
 
 ROWS_AT_ONCE = 128  # more, and the cache of one layer no longer fits into that of the processor
@@ -46,6 +47,7 @@ def generate(model: MiniGPT, prompts: Sequence[str], max_new_tokens: int, temper
 
 
 @torch.no_grad()
+@onednn_multiplies()
 def sample_ids(model: MiniGPT, prompt_ids: Sequence[list[int]], max_new_tokens: int, temperature: float = 1.0,
                top_k: int | None = None, greedy: bool = False, generator: torch.Generator | None = None
                ) -> list[list[int]]:

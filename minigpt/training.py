@@ -9,7 +9,8 @@ Nothing random lives in a run: the data order of epoch e follows from (seed, e),
 So a checkpoint is weights, optimizer and step, and a resumed run repeats what it would have done, bit for bit.
 
 With several processes (`minigpt.distributed`) each batch of batch_size x processes examples is dealt out to them; a
-logged mean is that of the whole batch (an extreme, of reward, is the mean of the parts' extremes).
+logged mean is that of the whole batch (an extreme, of reward, is the mean of the parts' extremes, also where one process
+takes a batch in several pieces).
 """
 
 import hashlib
@@ -29,7 +30,7 @@ from tqdm import tqdm
 from minigpt import distributed
 from minigpt.batching import Batch, Batches, Example
 from minigpt.cli import MAY_CHANGE, UserError, option
-from minigpt.processor import fast_precision, keep_freed_memory, most_tokens
+from minigpt.processor import fast_precision, keep_freed_memory, most_tokens, onednn_multiplies
 from minigpt.run_folder import RunFolder
 
 PRECISION = {"help": "arithmetic of the matrix products (auto: bfloat16 where the processor has it)",
@@ -120,22 +121,24 @@ class TrainingRun:
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
-    def steps(self, batches: Batches, accumulate: int = 1, by_tokens: bool = False) -> Iterator[Batch]:
+    def steps(self, batches: Batches, accumulate: int | None = None, by_tokens: bool = False) -> Iterator[Batch]:
         """Yield this process's part of each batch, epoch after epoch, until the run has made its steps.
 
-        With accumulate > 1 a part comes in pieces that share one optimizer step.  Each piece's loss is a mean, over
-        examples or (by_tokens) over response tokens, and counts by its share of them: the sum is the whole's mean.
+        With `accumulate` a part comes in so many pieces that share one optimizer step, or in more where these were
+        longer than is good for the device (`most_tokens`).  Each piece's loss is a mean, over examples or (by_tokens)
+        over response tokens, and counts by its share of them (`update`): the sum is the whole's mean.
         Ctrl-C and SIGTERM end the run after the step that they fall into, with a checkpoint.
         """
         order_of, order = -1, []
-        with self._signals_wait(), tqdm(total=self.num_steps, initial=self.step, leave=False,
+        at_most = sys.maxsize if accumulate is None else most_tokens(self.device)
+        with self._signals_wait(), onednn_multiplies(), tqdm(total=self.num_steps, initial=self.step, leave=False,
                                         disable=True if distributed.rank() else None) as bar:
             while self.step < self.num_steps:
                 epoch, index = divmod(self.step, len(batches))
                 if epoch != order_of:
                     order_of, order = epoch, batches.epoch(epoch)
                 self._epoch, self._numbers = self.step / len(batches), order[index]
-                pieces, self._shares = deal(batches, order[index], accumulate, by_tokens, most_tokens(self.device))
+                pieces, self._shares = deal(batches, order[index], accumulate or 1, by_tokens, at_most)
                 self.num_tokens += sum(batches.examples[number].num_tokens for number in order[index])
                 for piece in pieces:
                     with self.autocast():
@@ -271,8 +274,9 @@ def deal(batches: Batches, numbers: Sequence[int], accumulate: int, by_tokens: b
          ) -> tuple[list[list[int]], list[float]]:
     """(this process's pieces of a batch, the share that each has of the whole batch's mean).
 
-    There are `accumulate` pieces, or more if these had more than most_tokens, padding included.  Every process gets
-    equally many, so that none waits for another: where examples are too few, one that counts 0.
+    There are `accumulate` pieces, or more if these had more than most_tokens, each example counted as long as the
+    longest.  Every process gets equally many, so that none waits for another: where examples are too few, one that
+    counts 0.
     """
     def weight(members: Sequence[int]) -> int:
         return sum(len(r) for n in members for r in batches.examples[n].responses) if by_tokens else len(members)

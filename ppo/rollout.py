@@ -2,7 +2,8 @@
 
 All per-token tensors are (B, T), aligned to tokens: column t of `logps` is log p(token t | before), column t of
 `values` the value of the state before token t.  Sampling is at temperature 1, so the distribution that was sampled
-is the one that is scored: with another temperature every KL here would be of the wrong policy.
+is the one that is scored: with another temperature every KL here would be of the wrong policy.  (To rounding: in a run in
+bfloat16 on a CPU decoding is in float32 all the same.)
 """
 
 from dataclasses import dataclass

@@ -16,6 +16,7 @@ from minigpt import MiniGPT
 from minigpt.cli import peak_memory_mb
 from minigpt.disk import write_json
 from minigpt.plots import pyplot
+from minigpt.processor import keep_freed_memory, onednn_multiplies
 from ppo import ppo_training
 from reward import RewardModel
 from tests.benchmarks.common import last_line_of, let_no_answer_end, seconds_of, training_step
@@ -38,7 +39,9 @@ def operations(rows: int, columns: int, layers: int, width: int) -> float:
 def time_step(rows: int, columns: int, layers: int, width: int) -> float:
     """Seconds of one training step."""
     model = MiniGPT(embed_dim=width, num_layers=layers, ff_dim=4 * width, max_seq_len=columns)
-    return seconds_of(training_step(model, torch.randint(0, 256, (rows, columns + 1))), 5)
+    keep_freed_memory()
+    with onednn_multiplies():
+        return seconds_of(training_step(model, torch.randint(0, 256, (rows, columns + 1))), 5)
 
 
 def time_episode(response: int) -> float:

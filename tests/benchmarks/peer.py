@@ -17,11 +17,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from minigpt.processor import NOT_PERMITTED
 from minigpt.tokenizer import EOS, PAD
 from tests.benchmarks.common import EPISODES, GENERATED, ROWS, Work, benchmark_rows, time_one_stage
-
-torch.backends.mkldnn.matmul.fp32_precision = NOT_PERMITTED  # TRL as its users have it: importing minigpt changed that
 
 
 def byte_tokenizer(padding_side: str) -> PreTrainedTokenizerFast:

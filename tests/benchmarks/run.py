@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from minigpt.disk import write_json
 from minigpt.model import MiniGPT
-from minigpt.processor import fast_precision, keep_freed_memory, mkl_multiplies
+from minigpt.processor import fast_precision, keep_freed_memory, onednn_multiplies
 from tests.benchmarks.common import UNITS, last_line_of, seconds_of, training_step
 
 
@@ -78,12 +78,12 @@ def other_lines(repeats: int) -> dict[str, float]:
     """A training step beside plain PyTorch's and beside the rate of matrix products; and what an import costs."""
     ids = torch.randint(0, 256, (16, 129))
     model = MiniGPT()
-    with mkl_multiplies():  # as PyTorch does when nobody tells it anything
-        plain = seconds_of(training_step(PlainGPT(model), ids), repeats)
-    keep_freed_memory()
-    ours = seconds_of(training_step(model, ids), repeats)
-    a, b = torch.randn(2048, 512), torch.randn(512, 512)
-    rate = 2 * 2048 * 512 * 512 / seconds_of(lambda: a @ b, 5 * repeats)
+    plain = seconds_of(training_step(PlainGPT(model), ids), repeats)
+    keep_freed_memory()  # from here on as in a `TrainingRun`
+    with onednn_multiplies():
+        ours = seconds_of(training_step(model, ids), repeats)
+        a, b = torch.randn(2048, 512), torch.randn(512, 512)
+        rate = 2 * 2048 * 512 * 512 / seconds_of(lambda: a @ b, 5 * repeats)
     weights = sum(p.numel() for p in model.parameters() if p.dim() == 2) - model.position_embedding.weight.numel()
     attention = 4 * 2 * 128 * 128  # multiplications and additions for each token and layer, causal or not
     flops = 3 * 16 * 128 * (2 * weights + model.num_layers * attention)  # forward, and twice that backward
