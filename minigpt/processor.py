@@ -44,12 +44,12 @@ def keep_freed_memory() -> None:
     """Let the C library keep the memory that is freed: a step frees what the next one takes again.
 
     glibc hands large blocks back to the system, which clears them page by page when they are taken anew: a third of the
-    time of a step.
+    time of a step.  Blocks of more than 32 MB, the most that it can be told, still go back: keys and values, say.
     """
     if platform.libc_ver()[0] == "glibc":
         libc, trim_threshold, mmap_threshold = ctypes.CDLL(None), -1, -3  # as malloc.h numbers them
-        if libc.mallopt(mmap_threshold, 2**31 - 1) or libc.mallopt(mmap_threshold, 2**25):  # older ones refuse the first
-            libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(mmap_threshold, 2**25)
+        libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def fast_precision(device: torch.device) -> str:

@@ -204,6 +204,15 @@ def test_every_rollout_is_a_full_one_however_many_prompts_there_are(reciter, cop
     assert len(set(map(tuple, asked))) == 3
 
 
+def test_an_update_in_parts_is_the_update(reciter, copy_of, make_reward, prompts, monkeypatch):
+    policies = []
+    for rows in (3, 1000):
+        monkeypatch.setattr("ppo.train.ROWS_AT_A_TIME", rows)
+        policies.append(run(copy_of(reciter), reciter, make_reward(), prompts, num_episodes=1, lr=1e-3)[0])
+    for parts, whole in zip(*(policy.parameters() for policy in policies), strict=True):
+        torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
+
+
 def test_same_seed_same_bits_and_another_seed_others(reciter, copy_of, make_reward, prompts, weights_equal):
     policies = [run(copy_of(reciter), reciter, make_reward(), prompts, lr=1e-3, seed=seed)[0] for seed in (0, 0, 1)]
     assert weights_equal(policies[0], policies[1]) and not weights_equal(policies[0], policies[2])

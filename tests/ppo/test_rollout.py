@@ -108,6 +108,16 @@ def test_rows_picks_the_same_rows_of_everything(rollout):
         assert torch.equal(value, whole if whole.dim() == 0 else whole[[3, 0]])
 
 
+def test_rows_are_cut_to_the_longest_of_them_and_lose_nothing_but_padding(rollout):
+    lengths = (rollout.segments >= 0).sum(1)
+    shortest = int(lengths.argmin())
+    part, columns = rollout.rows(torch.tensor([shortest])), -(-int(lengths[shortest]) // 8) * 8
+    assert columns < rollout.token_ids.shape[1]
+    for name in ("token_ids", "segments", "logps", "values", "rewards"):
+        assert torch.equal(getattr(part, name)[0], getattr(rollout, name)[shortest, :columns]), name
+    assert (rollout.segments[shortest, columns:] == -1).all()
+
+
 def test_max_seq_len_ends_an_answer_and_it_pays_for_it(models):
     batch = Batches(prompt_examples(["a" * 61], 64), 1).collate([0])
     found = sample_rollout(*models, batch, 50, 0.0, PENALTY, torch.Generator().manual_seed(0))
