@@ -75,7 +75,7 @@ class EpochConfig(TrainingConfig):
 
     num_epochs: int = option(1, "passes over the rows")
     precision: str = option("auto", **PRECISION)
-    accumulate: int = option(1, "backward passes that share one optimizer step (less memory, the same result)")
+    accumulate: int = option(1, "backward passes, at least, that share one optimizer step (less memory, the same result)")
 
 
 def recipe(config_class: type, run: TrainingConfig, stage: str, quick: bool, own_data: bool) -> Any:
@@ -270,7 +270,7 @@ class TrainingRun:
                 self.history.setdefault(name, []).append(value)
 
 
-def deal(batches: Batches, numbers: Sequence[int], accumulate: int, by_tokens: bool, most_tokens: int = sys.maxsize
+def deal(batches: Batches, numbers: Sequence[int], accumulate: int, by_tokens: bool, most_tokens: int
          ) -> tuple[list[list[int]], list[float]]:
     """(this process's pieces of a batch, the share that each has of the whole batch's mean).
 

@@ -39,12 +39,15 @@ class Rollout:
         """(B, T), True on response tokens."""
         return self.segments > 0
 
+    @property
+    def lengths(self) -> Tensor:
+        """(B,), the real tokens of each row."""
+        return (self.segments >= 0).sum(1)
+
     def rows(self, numbers: Tensor) -> "Rollout":
         """The same, of these rows only, and of no more columns than the longest of them has (to a multiple of 8)."""
-        longest = int((self.segments[numbers] >= 0).sum(1).max())
-        columns = slice(-(-longest // 8) * 8)
-        cut = {0: lambda value: value, 1: lambda value: value[numbers], 2: lambda value: value[numbers][:, columns]}
-        return Rollout(**{name: cut[value.dim()](value) for name, value in vars(self).items()})
+        columns = slice(-(-int(self.lengths[numbers].max()) // 8) * 8)
+        return Rollout(**{name: value[(numbers, columns)[:value.dim()]] for name, value in vars(self).items()})
 
     def texts(self) -> tuple[list[str], list[str]]:
         """Prompts and responses."""

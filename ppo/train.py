@@ -21,7 +21,7 @@ from ppo.loss import ppo_loss, value_loss
 from ppo.rollout import Rollout, sample_rollout, token_values
 from reward.model import RewardModel
 
-ROWS_AT_A_TIME = 32  # in one backward pass on a CPU
+ROWS_AT_A_TIME = 32  # in one backward pass on a CPU; rows and not tokens, so that every process makes equally many passes
 Measure = Callable[[Sequence[str], Sequence[str]], dict[str, float]]
 
 
@@ -133,7 +133,7 @@ def minibatch_gradient(rollout: Rollout, advantages: Tensor, returns: Tensor, nu
     tokens, so that the sum is the mean over all of them.
     """
     tokens, sums = rollout.mask[numbers].sum(), Counter()
-    by_length = numbers[(rollout.segments[numbers] >= 0).sum(1).argsort()]
+    by_length = numbers[rollout.lengths[numbers].argsort()]
     for some in by_length.split(ROWS_AT_A_TIME if run.device.type == "cpu" else len(numbers)):
         part = rollout.rows(some)
         T = part.token_ids.shape[1]

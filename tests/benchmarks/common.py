@@ -18,6 +18,7 @@ from torch import nn
 
 from data.preferences import Record, load_preferences
 from minigpt.cli import peak_memory_mb
+from minigpt.processor import keep_freed_memory, onednn_multiplies
 
 ROWS, EPISODES, GENERATED = 512, 256, 64 * 64 * 3
 UNITS = {"sft": "examples/s", "reward": "pairs/s", "dpo": "pairs/s", "ppo": "episodes/s", "generate": "tokens/s"}
@@ -77,6 +78,13 @@ def training_step(model: nn.Module, ids: torch.Tensor) -> Work:
         optimizer.step()
         optimizer.zero_grad()
     return step
+
+
+def seconds_of_our_step(model: nn.Module, ids: torch.Tensor, repeats: int) -> float:
+    """The same of a step of ours, with what a `TrainingRun` sets up around it."""
+    keep_freed_memory()
+    with onednn_multiplies():
+        return seconds_of(training_step(model, ids), repeats)
 
 
 def last_line_of(command: Sequence[str]) -> dict[str, Any]:

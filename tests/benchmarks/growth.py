@@ -16,10 +16,9 @@ from minigpt import MiniGPT
 from minigpt.cli import peak_memory_mb
 from minigpt.disk import write_json
 from minigpt.plots import pyplot
-from minigpt.processor import keep_freed_memory, onednn_multiplies
 from ppo import ppo_training
 from reward import RewardModel
-from tests.benchmarks.common import last_line_of, let_no_answer_end, seconds_of, training_step
+from tests.benchmarks.common import last_line_of, let_no_answer_end, seconds_of, seconds_of_our_step
 
 USUAL = {"rows": 16, "columns": 128, "layers": 4, "width": 128}
 AXES = {"rows": (4, 8, 16, 32, 64), "columns": (32, 64, 128, 256, 512), "layers": (1, 2, 4, 8, 16),
@@ -39,9 +38,7 @@ def operations(rows: int, columns: int, layers: int, width: int) -> float:
 def time_step(rows: int, columns: int, layers: int, width: int) -> float:
     """Seconds of one training step."""
     model = MiniGPT(embed_dim=width, num_layers=layers, ff_dim=4 * width, max_seq_len=columns)
-    keep_freed_memory()
-    with onednn_multiplies():
-        return seconds_of(training_step(model, torch.randint(0, 256, (rows, columns + 1))), 5)
+    return seconds_of_our_step(model, torch.randint(0, 256, (rows, columns + 1)), 5)
 
 
 def time_episode(response: int) -> float:

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from minigpt.disk import write_json
 from minigpt.model import MiniGPT
-from minigpt.processor import fast_precision, keep_freed_memory, onednn_multiplies
-from tests.benchmarks.common import UNITS, last_line_of, seconds_of, training_step
+from minigpt.processor import fast_precision, onednn_multiplies
+from tests.benchmarks.common import UNITS, last_line_of, seconds_of, seconds_of_our_step, training_step
 
 
 def measure(module: str, stage: str, data: str | None, bf16: bool) -> dict[str, Any]:
@@ -79,9 +79,8 @@ def other_lines(repeats: int) -> dict[str, float]:
     ids = torch.randint(0, 256, (16, 129))
     model = MiniGPT()
     plain = seconds_of(training_step(PlainGPT(model), ids), repeats)
-    keep_freed_memory()  # from here on as in a `TrainingRun`
+    ours = seconds_of_our_step(model, ids, repeats)
     with onednn_multiplies():
-        ours = seconds_of(training_step(model, ids), repeats)
         a, b = torch.randn(2048, 512), torch.randn(512, 512)
         rate = 2 * 2048 * 512 * 512 / seconds_of(lambda: a @ b, 5 * repeats)
     weights = sum(p.numel() for p in model.parameters() if p.dim() == 2) - model.position_embedding.weight.numel()
