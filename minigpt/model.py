@@ -51,15 +51,18 @@ SCORES_BYTES = 8 * 2**20    # of attention
 
 
 def in_pieces(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """layer(x) for a layer that looks at each token (..., D) alone: on a CPU for 1024 of them at a time.
+    """layer(x) for a layer that looks at each token (..., D) alone: on a CPU for 1024 of them at a time, the last filled up
+    with a few zeros.
 
     So what comes in between stays in the processor's own memory, and there are few shapes of matrix: its library keeps
     about a MB for every shape that it met.
     """
     tokens = x.flatten(0, -2)
-    if x.device.type != "cpu" or len(tokens) <= PIECE:
+    missing = -len(tokens) % min(128, 2 ** max(0, len(tokens).bit_length() - 4))  # eight sizes from 64 to 128, say
+    if x.device.type != "cpu" or (missing == 0 and len(tokens) <= PIECE):
         return layer(x)
-    return torch.cat([layer(piece) for piece in tokens.split(PIECE)]).view(*x.shape[:-1], -1)
+    pieces = F.pad(tokens, (0, 0, 0, missing)).split(PIECE)
+    return torch.cat([layer(piece) for piece in pieces])[:len(tokens)].view(*x.shape[:-1], -1)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -194,21 +197,18 @@ class MiniGPT(nn.Module):
             device = x.device
             dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else x.dtype
             mask = torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill(~visible, -torch.inf)[:, None]
-        if at is not None:
-            count = len(at[0])
-            step = 64 if count < 1024 else 256  # few shapes: the processor's library keeps what it prepared for each
-            at = tuple(F.pad(index, (0, -count % step)) for index in at)
         for layer, block in enumerate(self.blocks):
             x = block(x, layer, mask, cache, at if layer == self.num_layers - 1 else None)
         if cache is not None:
             cache.length += token_ids.shape[1]
-        return self.final_norm(x if at is None else x[:count])
+        return self.final_norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The tied output head, (..., D) -> (..., V); in float32 under autocast too, since log-probabilities are small
         differences of large numbers."""
         with torch.autocast(hidden.device.type, enabled=False):
-            return F.linear(hidden.to(self.token_embedding.weight.dtype), self.token_embedding.weight)
+            weight = self.token_embedding.weight
+            return in_pieces(lambda tokens: F.linear(tokens, weight), hidden.to(weight.dtype))
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """Next-token logits, (B, T) -> (B, T, V): row t predicts token t + 1."""

@@ -3,7 +3,6 @@
 Prints one JSON line: work done a second, seconds, and the peak memory of the process.
 """
 
-
 import torch
 
 from dpo import dpo_train
@@ -15,11 +14,24 @@ from sft import sft_train
 from tests.benchmarks.common import EPISODES, GENERATED, ROWS, Work, benchmark_rows, let_no_answer_end, time_one_stage
 
 
+def generate_thrice(model: MiniGPT) -> Work:
+    let_no_answer_end()
+    prompts = torch.randint(1, 0xF8, (64, 32)).tolist()
+    sample_ids(model, prompts, 4)
+
+    def work() -> None:
+        for _ in range(3):
+            assert all(len(ids) == 64 for ids in sample_ids(model, prompts, 64))
+    return work
+
+
 def work_of(stage: str, data: str | None, bf16: bool) -> tuple[Work, int]:
-    torch.optim.AdamW(MiniGPT().parameters())  # the first one imports torch's compiler, as the peer's own imports do
     torch.manual_seed(0)
     rows, model, twin = benchmark_rows(data, ROWS), MiniGPT(max_seq_len=256), MiniGPT(max_seq_len=256)
+    if stage == "generate":
+        return generate_thrice(model), GENERATED
     copy_model_weights(model, twin)
+    torch.optim.AdamW(model.parameters())  # the first one imports torch's compiler, as the peer's own imports do
     settings = {"lr": 1e-4, "precision": "bfloat16" if bf16 else "float32"}
     if stage == "sft":
         demonstrations = [{"prompt": row["prompt"], "response": row["chosen"]} for row in rows]
@@ -29,20 +41,10 @@ def work_of(stage: str, data: str | None, bf16: bool) -> tuple[Work, int]:
         return lambda: train_reward_model(reward, rows, num_epochs=1, batch_size=16, **settings), len(rows)
     if stage == "dpo":
         return lambda: dpo_train(model, twin, rows, num_epochs=1, batch_size=16, beta=0.1, **settings), len(rows)
-    if stage == "ppo":
-        prompts = [row["prompt"] for row in rows if len(row["prompt"]) <= 64]
-        return lambda: ppo_training(model, twin, RewardModel(max_seq_len=256), prompts, num_episodes=EPISODES // 64,
-                                    batch_size=64, minibatch_size=64, ppo_epochs=4, max_new_tokens=48, kl_coeff=0.05,
-                                    max_approxkl=float("inf"), **settings), EPISODES
-    let_no_answer_end()
-    prompts = torch.randint(1, 0xF8, (64, 32)).tolist()
-    sample_ids(model, prompts, 4)
-
-    def generate_thrice() -> None:
-        for _ in range(3):
-            answers = sample_ids(model, prompts, 64)
-            assert all(len(ids) == 64 for ids in answers)
-    return generate_thrice, GENERATED
+    prompts = [row["prompt"] for row in rows if len(row["prompt"]) <= 64]
+    return lambda: ppo_training(model, twin, RewardModel(max_seq_len=256), prompts, num_episodes=EPISODES // 64,
+                                batch_size=64, minibatch_size=64, ppo_epochs=4, max_new_tokens=48, kl_coeff=0.05,
+                                max_approxkl=float("inf"), **settings), EPISODES
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def test_fast_attention_is_what_it_stands_for(queries, masked, rows_at_a_time, m
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("shape", [(4, 6), (5, 7), (3,), (1, 1)])
+@pytest.mark.parametrize("shape", [(4, 6), (5, 7), (37,), (3,), (1, 1)])
 def test_a_layer_in_pieces_is_the_layer(shape, monkeypatch):
     monkeypatch.setattr(model_module, "PIECE", 8)
     generator = torch.Generator().manual_seed(0)
@@ -160,6 +160,19 @@ def test_a_layer_in_pieces_is_the_layer(shape, monkeypatch):
     up = torch.randn(*shape, 3, generator=generator)
     for a, b in zip(*(torch.autograd.grad(y, (x, layer.weight, layer.bias), up) for y in (found, expected)), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_pieces_have_few_sizes():
+    """Every size that a layer meets costs memory for good."""
+    met = set()
+
+    def layer(x):
+        met.add(len(x))
+        return x
+    for count in range(1, 5001):
+        assert len(in_pieces(layer, torch.ones(count, 1))) == count
+    assert max(met) == 1024
+    assert len(met) == 15 + 8 * 6 + 1  # up to 15 each, then eight from each power of two to the next
 
 
 def test_bfloat16_hidden_states_are_near_those_in_float32(make_model):
