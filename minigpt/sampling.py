@@ -46,7 +46,7 @@ def generate(model: MiniGPT, prompts: Sequence[str], max_new_tokens: int, temper
     return [Response(decode(ids), ids, ids[-1] == EOS) for ids in responses]
 
 
-@torch.no_grad()
+@torch.inference_mode()
 @onednn_multiplies()
 def sample_ids(model: MiniGPT, prompt_ids: Sequence[list[int]], max_new_tokens: int, temperature: float = 1.0,
                top_k: int | None = None, greedy: bool = False, generator: torch.Generator | None = None
