@@ -56,7 +56,7 @@ def best_of_n_kl(scores: Tensor, n: int) -> float:
     """KL from the reference of picking the best-scored of n samples, in nats, from one prompt's sample scores (N,).
 
     With F the distribution function of the scores, a score s is the best of n with probability F(s)^n - F(s-)^n.
-    Where no two answers tie this is log n - (n - 1) / n; ties make it less (Beirami et al. 2024, arXiv:2401.01879).
+    Where no two draws tie this is log n - (n - 1) / n; ties make it less (Beirami et al. 2024, arXiv:2401.01879).
     """
     _, counts = scores.cpu().unique(return_counts=True)
     p = counts.double() / counts.sum()
