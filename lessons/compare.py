@@ -45,7 +45,7 @@ class CompareConfig:
     out: str = option("runs/compare", "folder for the report and the stages")
     seed: int = option(0, "of everything")
     device: str = option("cpu", "cpu, cuda or mps")
-    quick: bool = option(False, "under a minute: a world of eight facts")
+    quick: bool = option(False, "about a minute: a world of eight facts")
     sweep: bool = option(False, "also train DPO at four values of beta, and draw them in")
     resume: bool = option(False, "go on where a run with the same --out was stopped")
     overwrite: bool = option(False, "replace the run in --out")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from minigpt.cli import UserError
-from minigpt.processor import onednn_multiplies
+from minigpt.processor import onednn_multiplies, step_between_sizes
 from minigpt.tokenizer import EOS, PAD, SEP, encode
 
 Text = str | list[int]  # a response: its text, or the very ids that a model generated
@@ -179,10 +179,9 @@ class Batches:
         return -(-len(self.examples) // self.batch_size)
 
     def collate(self, numbers: Sequence[int]) -> Batch:
-        """Padded to one of few lengths, eight from each power of two to the next, since every new shape of matrix costs;
-        it may be longer than max_seq_len."""
+        """Padded to one of few lengths, which may be longer than max_seq_len."""
         longest = max(self.examples[n].num_tokens for n in numbers)
-        return collate([self.examples[n] for n in numbers], numbers, columns=max(8, 2 ** (longest.bit_length() - 4)))
+        return collate([self.examples[n] for n in numbers], numbers, columns=max(8, step_between_sizes(longest)))
 
     def epoch(self, epoch: int) -> list[list[int]]:
         """The example numbers of each batch of this epoch."""

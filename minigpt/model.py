@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minigpt.processor import onednn_multiplies
+from minigpt.processor import onednn_multiplies, step_between_sizes
 from minigpt.tokenizer import VOCAB_SIZE
 
 M = TypeVar("M", bound=nn.Module)
@@ -54,11 +54,10 @@ def in_pieces(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """layer(x) for a layer that looks at each token (..., D) alone: on a CPU for 1024 of them at a time, the last filled up
     with a few zeros.
 
-    So what comes in between stays in the processor's own memory, and there are few shapes of matrix: its library keeps
-    about a MB for every shape that it met.
+    So what comes in between stays in the processor's own memory, and there are few shapes of matrix.
     """
     tokens = x.flatten(0, -2)
-    missing = -len(tokens) % min(128, 2 ** max(0, len(tokens).bit_length() - 4))  # eight sizes from 64 to 128, say
+    missing = -len(tokens) % min(128, step_between_sizes(len(tokens)))
     if x.device.type != "cpu" or (missing == 0 and len(tokens) <= PIECE):
         return layer(x)
     pieces = F.pad(tokens, (0, 0, 0, missing)).split(PIECE)

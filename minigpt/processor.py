@@ -61,6 +61,12 @@ def fast_precision(device: torch.device) -> str:
     return "bfloat16" if fast else "float32"
 
 
+def step_between_sizes(size: int) -> int:
+    """Between this size and the next that is worth having: eight of them from each power of two to the next.  oneDNN keeps
+    half a MB for every shape of matrix that it met, a quarter of one for good."""
+    return 2 ** max(0, size.bit_length() - 4)
+
+
 def most_tokens(device: torch.device) -> int:
     """How many tokens are worth having in one backward pass: on a CPU more of them are no faster, and take memory."""
     return 4096 if device.type == "cpu" else sys.maxsize
