@@ -1,4 +1,4 @@
-"""Preference records and files, the lesson's own rows, and the little world whose true reward is known."""
+"""Rows from files, the lesson's own rows, and a little world whose true reward is known."""
 
 from data.files import DataError
 from data.lesson_rows import PREFERENCE_DATA

@@ -1,4 +1,4 @@
-"""Files of rows: JSON Lines, JSON and CSV, each also gzipped."""
+"""Rows in files: JSON Lines, JSON and CSV, plain or gzipped."""
 
 import csv
 import gzip
@@ -8,30 +8,31 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
-from minigpt.cli import UserError
+from minigpt.errors import UserError
 
 
 class DataError(UserError):
-    """A row or a file that cannot be used; the message names the row and what to change."""
+    """A row or file that cannot be used; the message says where it is and what to change."""
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[str, Any]]:
-    """(where it stands, row) for each row of a .jsonl, .json or .csv file, or one of them with .gz behind.
+    """Yield (place, row) for each row of a .jsonl, .json or .csv file, or of one gzipped (.csv.gz).
 
+    The place ("line 3", "row 2") is for messages.
     Raises FileNotFoundError, or DataError naming the file and the line.
     """
     name = Path(path).name.lower()
     kind = Path(name.removesuffix(".gz")).suffix
     if kind not in READERS:
-        raise DataError(f"{path}: cannot tell the kind of file from its ending (accepted: {', '.join(READERS)}, each also "
-                        "with .gz)")
+        raise DataError(f"{path}: unknown file extension (accepted: {', '.join(READERS)}, each "
+                        "also with .gz)")
     with Path(path).open("rb") as raw, gzip.open(raw) if name.endswith(".gz") else raw as file:
         try:
-            yield from READERS[kind](file)
+            yield from READERS[kind](cast(BinaryIO, file))
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise DataError(f"{path}: not a whole gzip file ({error})") from error
+            raise DataError(f"{path}: not a valid gzip file ({error})") from error
         except DataError as error:
             raise DataError(f"{path}, {error}") from error
 
@@ -51,9 +52,10 @@ def _json(file: BinaryIO) -> Iterator[tuple[str, Any]]:
 
 
 def _csv(file: BinaryIO) -> Iterator[tuple[str, Any]]:
-    csv.field_size_limit(2**31 - 1)  # a long answer is no error
-    columns, last = None, 0
-    # A byte that is no UTF-8 comes through as half a surrogate pair, so that the line it stands in can be named.
+    csv.field_size_limit(2**31 - 1)  # the default rejects long answers
+    columns = None
+    last = 0
+    # Bytes that are not UTF-8 become lone surrogates; encode() finds them once the line is known.
     with io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
         reader = csv.reader(text, strict=True)
         try:
@@ -63,8 +65,8 @@ def _csv(file: BinaryIO) -> Iterator[tuple[str, Any]]:
                 if columns is None:
                     columns = cells
                 elif len(cells) > len(columns):
-                    raise DataError(f"line {last}: more cells than the {len(columns)} columns of the first line (a comma "
-                                    "inside a text needs quotes around it)")
+                    raise DataError(f"line {last}: more cells than the {len(columns)} columns of "
+                                    "the header (a text that contains a comma needs quotes)")
                 elif cells:
                     yield f"line {last}", dict(zip_longest(columns, cells))
         except (csv.Error, UnicodeEncodeError) as error:
@@ -74,7 +76,7 @@ def _csv(file: BinaryIO) -> Iterator[tuple[str, Any]]:
 def _parse(text: bytes, where: str) -> Any:
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as error:  # broken JSON, broken UTF-8, nested without end
+    except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, or too deep
         raise DataError(f"{where}: not valid JSON ({error})") from error
 
 
@@ -82,7 +84,7 @@ READERS = {".jsonl": _json_lines, ".json": _json, ".csv": _csv}
 
 
 def save_jsonl(rows: Iterable[Mapping], path: str | Path) -> None:
-    """One JSON object a line, UTF-8."""
+    """Write one JSON object per line, in UTF-8; folders are made as needed."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with Path(path).open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

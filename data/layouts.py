@@ -1,9 +1,10 @@
-"""The layouts in which people keep preferences and demonstrations, and how each becomes prompt and responses.
+"""Common layouts of preference and demonstration rows, converted to prompt and responses.
 
-    columns          {"prompt", "chosen", "rejected"} or {"prompt", "response"}, in any of the SPELLINGS
-    with input       {"instruction", "input", ...}: the input is put below the instruction (Alpaca)
-    transcripts      chosen and rejected are whole dialogues, "\\n\\nHuman: ...\\n\\nAssistant: ..." (hh-rlhf)
-    conversations    lists of {"role", "content"}, or of {"from", "value"} (ShareGPT)
+    columns          {"prompt", "chosen", "rejected"} or {"prompt", "response"}, in any of SPELLINGS
+    with input       {"instruction", "input", ...}: the input goes below the instruction (Alpaca)
+    transcripts      chosen and rejected are whole dialogues (hh-rlhf):
+                     "\\n\\nHuman: ...\\n\\nAssistant: ..."
+    conversations    lists of {"role", "content"} or of {"from", "value"} (ShareGPT)
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,23 +20,25 @@ SPELLINGS = {
 }
 CONVERSATION_COLUMNS = ("messages", "conversations", "conversation")
 ASSISTANT = "\n\nAssistant:"
-ROLES = {"user": "Human", "human": "Human", "assistant": "Assistant", "gpt": "Assistant", "system": "System"}
+ROLES = {"user": "Human", "human": "Human", "assistant": "Assistant", "gpt": "Assistant",
+         "system": "System"}
 
 Message = tuple[str, str]  # role (Human, Assistant or System), text
 
 
 def spelled(row: Mapping, column: str) -> str | None:
-    """The spelling of a column that this row uses, or None."""
-    for spelling in SPELLINGS[column]:  # plainly: a large file asks this very often
+    """The spelling of this column that the row uses, or None."""
+    for spelling in SPELLINGS[column]:  # faster than next(...): called for every row of a file
         if spelling in row:
             return spelling
     return None
 
 
 def preference_columns(row: Mapping, where: str) -> tuple[Mapping, str]:
-    """(the row with a prompt, a chosen and a rejected column, the layout it was in).
+    """-> (the row with a prompt, a chosen and a rejected column, the layout it was in).
 
-    Raises DataError if a dialogue cannot be taken apart; a column that is missing or no text is left for the caller.
+    Raises DataError, beginning with `where`, if a dialogue cannot be split into prompt and reply.
+    Columns that are missing or hold no text are left for the caller to report.
     """
     chosen, rejected = (row.get(spelled(row, column)) for column in ("chosen", "rejected"))
     if isinstance(chosen, list) and isinstance(rejected, list):
@@ -48,11 +51,15 @@ def preference_columns(row: Mapping, where: str) -> tuple[Mapping, str]:
 
 
 def demonstration_columns(row: Mapping, where: str) -> tuple[Mapping, str]:
-    """(the row with a prompt and a response column, the layout it was in); a preference demonstrates its chosen
-    response, a conversation its assistant's last one.  Raises DataError as `preference_columns` does."""
+    """-> (the row with a prompt and a response column, the layout it was in).
+
+    The response of a preference is the chosen one, of a conversation the assistant's last message.
+    Raises DataError as `preference_columns` does.
+    """
     column = next((c for c in CONVERSATION_COLUMNS if isinstance(row.get(c), list)), None)
     if column is not None:
-        return _conversation(_messages(row[column], f"{where}: column {column!r}"), where), "conversations"
+        messages = _messages(row[column], f"{where}: column {column!r}")
+        return _conversation(messages, where), "conversations"
     if spelled(row, "response") is None and spelled(row, "chosen") is not None:
         preference, layout = preference_columns(row, where)
         return {**preference, "response": preference[spelled(preference, "chosen")]}, layout
@@ -65,7 +72,7 @@ def demonstration_columns(row: Mapping, where: str) -> tuple[Mapping, str]:
 
 
 def _with_input(row: Mapping) -> tuple[Mapping, str]:
-    """An instruction and the input that it is about, joined by a blank line."""
+    """Append the input, if there is one, to the instruction, after a blank line."""
     column, more = spelled(row, "prompt"), row.get("input")
     if column is None or not isinstance(more, str):
         return row, "columns"
@@ -75,65 +82,74 @@ def _with_input(row: Mapping) -> tuple[Mapping, str]:
 
 
 def _two_transcripts(chosen: str, rejected: str, where: str) -> Mapping:
-    """The prompt is what the two share up to the last turn of the Assistant that begins in it; never a run of letters
-    that the two answers happen to share."""
+    """Split two transcripts at the last Assistant turn that begins in their common prefix.
+
+    Characters that both answers happen to begin with therefore stay in the answers.
+    """
     pairs = enumerate(zip(chosen, rejected, strict=False))
-    shared = next((n for n, (a, b) in pairs if a != b), min(len(chosen), len(rejected)))  # letters before they part
+    shared = next((n for n, (a, b) in pairs if a != b), min(len(chosen), len(rejected)))
     start = chosen[:shared].rfind(ASSISTANT)
     if start < 0:
-        raise DataError(f"{where}: chosen and rejected are transcripts of different dialogues: they share no text up to "
-                        f"an {ASSISTANT.strip()!r} turn")
+        raise DataError(f"{where}: chosen and rejected are transcripts of different dialogues: "
+                        f"they share no beginning that includes an {ASSISTANT.strip()!r} turn")
     start += len(ASSISTANT)
-    return {"prompt": chosen[:start].strip(), "chosen": chosen[start:].strip(), "rejected": rejected[start:].strip()}
+    return {"prompt": chosen[:start].strip(), "chosen": chosen[start:].strip(),
+            "rejected": rejected[start:].strip()}
 
 
 def _two_conversations(row: Mapping, chosen: list, rejected: list, where: str) -> Mapping:
-    """The prompt is the messages that both begin with, or, where each is a reply alone, the prompt column."""
+    """The prompt is what both conversations begin with or, if both are replies only, its column."""
     sides = [_messages(side, f"{where}: column {spelled(row, name)!r}")
              for side, name in ((chosen, "chosen"), (rejected, "rejected"))]
     shared = 0
     while shared < min(map(len, sides)) - 1 and sides[0][shared] == sides[1][shared]:
-        shared += 1  # the last message is a reply, even where the two are identical
+        shared += 1  # never past the last message: that is a reply, even if both are identical
     if any(len(side) == 0 or side[shared][0] != "Assistant" for side in sides):
-        raise DataError(f"{where}: chosen and rejected are conversations that do not part at a reply of the assistant")
+        raise DataError(f"{where}: the conversations in chosen and rejected do not first differ in "
+                        "an assistant message")
     prompt = sides[0][:shared]
     if not prompt:
         column = spelled(row, "prompt")
         given = row.get(column)
         if not given:
-            raise DataError(f"{where}: the conversations share no first message and there is no prompt column "
-                            f"(accepted: {', '.join(SPELLINGS['prompt'])})")
-        prompt = [("Human", given)] if isinstance(given, str) else _messages(given, f"{where}: column {column!r}")
-    return {"prompt": _as_prompt(prompt), "chosen": _as_reply(sides[0][shared:]), "rejected": _as_reply(sides[1][shared:])}
+            raise DataError(f"{where}: the conversations share no first message and there is no "
+                            f"prompt column (accepted: {', '.join(SPELLINGS['prompt'])})")
+        prompt = [("Human", given)] if isinstance(given, str) else \
+            _messages(given, f"{where}: column {column!r}")
+    return {"prompt": _as_prompt(prompt), "chosen": _as_reply(sides[0][shared:]),
+            "rejected": _as_reply(sides[1][shared:])}
 
 
 def _conversation(messages: Sequence[Message], where: str) -> Mapping:
-    ends = [number for number, (role, _) in enumerate(messages) if role == "Assistant"]
-    if not ends or ends[-1] == 0:
-        raise DataError(f"{where}: the conversation has no message of an assistant that answers another")
-    return {"prompt": _as_prompt(messages[:ends[-1]]), "response": messages[ends[-1]][1]}
+    replies = [index for index, (role, _) in enumerate(messages) if role == "Assistant"]
+    if not replies or replies[-1] == 0:
+        raise DataError(f"{where}: the conversation has no assistant message that follows another "
+                        "message")
+    return {"prompt": _as_prompt(messages[:replies[-1]]), "response": messages[replies[-1]][1]}
 
 
 def _messages(messages: Any, where: str) -> list[Message]:
-    """{"role", "content"} or {"from", "value"} -> (role, text).  Raises DataError on anything else."""
+    """{"role", "content"} or {"from", "value"} -> (role, text).  Raises DataError on all else."""
     found = []
-    for number, message in enumerate(messages if isinstance(messages, list) else [None]):
-        keys = ("role", "content") if isinstance(message, Mapping) and "role" in message else ("from", "value")
+    for index, message in enumerate(messages if isinstance(messages, list) else [None]):
+        keys = ("from", "value")
+        if isinstance(message, Mapping) and "role" in message:
+            keys = ("role", "content")
         role, text = (message.get(key) if isinstance(message, Mapping) else None for key in keys)
         if not isinstance(role, str) or role not in ROLES or not isinstance(text, str):
-            raise DataError(f"{where}: message {number} is not {{'role', 'content'}} (or {{'from', 'value'}}) with a role "
-                            f"among {', '.join(ROLES)} and text as content")
+            raise DataError(f"{where}: message {index} is not {{'role', 'content'}} (or {{'from', "
+                            f"'value'}}) with a role among {', '.join(ROLES)} and a text")
         found.append((ROLES[role], text))
     return found
 
 
 def _as_prompt(messages: Sequence[Message]) -> str:
-    """One message as it stands; more of them as a transcript that ends where the assistant speaks."""
+    """A single message as it is; several as a transcript that ends with `Assistant:`."""
     if len(messages) == 1:
         return messages[0][1]
     return "\n\n".join(f"{role}: {text}" for role, text in messages) + ASSISTANT
 
 
 def _as_reply(messages: Sequence[Message]) -> str:
-    """The assistant's text, and what was said after it, if anything."""
+    """The text of the reply, and any later messages as a transcript."""
     return "\n\n".join([messages[0][1], *(f"{role}: {text}" for role, text in messages[1:])])

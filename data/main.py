@@ -1,4 +1,4 @@
-"""Write the little world's data as JSONL files:  python -m data.main --out runs/data"""
+"""Write the little world's data as JSON Lines files:  python -m data.main --out runs/data"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,13 +6,14 @@ from pathlib import Path
 
 from data.files import save_jsonl
 from data.world import World, WorldConfig
-from minigpt.cli import option, parse, run
+from minigpt.command import run_command
+from minigpt.options import option, parse
 
 
 @dataclass
 class DataConfig:
     out: str = option("runs/data", "folder for the files")
-    seed: int = option(0, "of everything in the world")
+    seed: int = option(0, "random seed of the world and its data")
     quick: bool = option(False, "write fewer rows")
 
 
@@ -25,8 +26,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         path = Path(config.out) / f"{name}.jsonl"
         save_jsonl(rows, path)
         print(f"{len(rows):>7} rows  {path}")
-    print(f"Bayes accuracy of the held-out preferences: {world.bayes_accuracy(world.heldout_preferences):.4f}")
+    print("Bayes accuracy of the held-out preferences: "
+          f"{world.bayes_accuracy(world.heldout_preferences):.4f}")
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

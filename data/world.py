@@ -1,15 +1,17 @@
 """A little world in which the true reward of every answer is known.
 
-Someone asks short questions; demonstrators answer them, rightly or wrongly, briefly or rambling, politely or rudely.
-A true reward judges any text as an answer, also one that a model made up.  Annotators compare two answers by
-Bradley-Terry on that reward, so the best accuracy that any model can reach on their labels is known as well:
+Users ask short questions; demonstrators answer them, rightly or wrongly, briefly or at length,
+politely or rudely.  A true reward scores any text as an answer, including what a model makes up.
+Annotators compare two answers by Bradley-Terry on that reward, so the best accuracy that any model
+can reach on their labels is known too:
 
-    P(first is chosen) = sigmoid((r(first) - r(second)) / temperature)         Bayes accuracy = E[max(P, 1 - P)]
+    P(first is chosen) = sigmoid((r(first) - r(second)) / temperature)
+    Bayes accuracy     = E[max(P, 1 - P)]
 
-Every question can be asked in eight ways.  Two of them are hidden: they are the held-out prompts, and none is a prompt
-in any training data.  The same questions, asked in the other ways, are: in the plain text, the demonstrations and the
-preferences.  So held-out figures measure transfer to another wording, not to facts that nobody taught.  Everything
-follows from the seed.
+Every question can be asked in eight ways.  Two of them are held out: they are the held-out prompts,
+and no training data has them as a prompt.  The same questions in their other wordings do occur in
+the plain text, the demonstrations and the preferences.  So held-out figures measure transfer to
+another wording, not to facts that were never taught.  Everything is determined by the seed.
 """
 
 import math
@@ -19,14 +21,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import mean
-from typing import ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
-from data.facts import CAPITALS, COLOURS, FIRST_OPERANDS, OPPOSITES, SECOND_OPERANDS, WORDS, YOUNG_ANIMALS
-from minigpt.cli import UserError, option
+from data.facts import (
+    CAPITALS,
+    COLOURS,
+    FIRST_OPERANDS,
+    OPPOSITES,
+    SECOND_OPERANDS,
+    WORDS,
+    YOUNG_ANIMALS,
+)
+from minigpt.errors import UserError
+from minigpt.options import option
 
 ORDINALS = ("first", "last")
 
-# --- what is asked ----------------------------------------------------------------------------------------------------
+# --- questions ------------------------------------------------------------------------------------
 
 
 class Question(NamedTuple):
@@ -39,51 +50,57 @@ class Question(NamedTuple):
 class Prompt(NamedTuple):
     text: str
     question: Question
-    manner: str  # "plain", "one word" or "sentence": how the answer was asked for
+    manner: str  # the form of answer asked for: "plain", "one word" or "sentence"
 
 
 MANNERS = {"plain": "", "one word": "In one word: ", "sentence": "In a sentence: "}
 
 
 def all_questions() -> list[Question]:
-    """Every question of the world, in a fixed order."""
+    """Every question of the world, in a fixed order that groups the families."""
     questions = []
 
     def add(family: str, answer: object, statement: str, *wordings: str) -> None:
         questions.append(Question(family, str(answer), wordings, statement))
 
     for country, city in CAPITALS.items():
-        add("capital", city, f"The capital of {country} is {city}.", f"What is the capital of {country}?",
-            f"Name the capital of {country}.", f"Which city is the capital of {country}?", f"Capital of {country}?")
+        add("capital", city, f"The capital of {country} is {city}.",
+            f"What is the capital of {country}?", f"Name the capital of {country}.",
+            f"Which city is the capital of {country}?", f"Capital of {country}?")
     for word, opposite in OPPOSITES.items():
-        add("opposite", opposite, f"The opposite of {word} is {opposite}.", f"What is the opposite of {word}?",
-            f"Name the opposite of {word}.", f"Which word is the opposite of {word}?", f"Opposite of {word}?")
+        add("opposite", opposite, f"The opposite of {word} is {opposite}.",
+            f"What is the opposite of {word}?", f"Name the opposite of {word}.",
+            f"Which word is the opposite of {word}?", f"Opposite of {word}?")
     for animal, young in YOUNG_ANIMALS.items():
-        add("young", young, f"The young of the {animal} is the {young}.", f"What is the young of the {animal}?",
-            f"Name the young of the {animal}.", f"Which is the young of the {animal}?", f"Young of the {animal}?")
+        add("young", young, f"The young of the {animal} is the {young}.",
+            f"What is the young of the {animal}?", f"Name the young of the {animal}.",
+            f"Which is the young of the {animal}?", f"Young of the {animal}?")
     for thing, colour in COLOURS.items():
-        add("colour", colour, f"The colour of {thing} is {colour}.", f"What is the colour of {thing}?",
-            f"Name the colour of {thing}.", f"Which shade is the colour of {thing}?", f"Colour of {thing}?")
+        add("colour", colour, f"The colour of {thing} is {colour}.",
+            f"What is the colour of {thing}?", f"Name the colour of {thing}.",
+            f"Which shade is the colour of {thing}?", f"Colour of {thing}?")
     for a in FIRST_OPERANDS:
         for b in SECOND_OPERANDS:
-            add("sum", a + b, f"The sum of {a} and {b} is {a + b}.", f"What is {a} plus {b}?",
-                f"Work out {a} plus {b}.", f"How much is {a} plus {b}?", f"Sum of {a} plus {b}?")
+            add("sum", a + b, f"The sum of {a} and {b} is {a + b}.",
+                f"What is {a} plus {b}?", f"Work out {a} plus {b}.",
+                f"How much is {a} plus {b}?", f"Sum of {a} plus {b}?")
     for word in WORDS:
         for ordinal, letter in zip(ORDINALS, (word[0], word[-1]), strict=True):
             add("letter", letter, f"The {ordinal} letter of {word} is {letter}.",
                 f"What is the {ordinal} letter of {word}?", f"Name the {ordinal} letter of {word}.",
-                f"Which is the {ordinal} letter of {word}?", f"{ordinal.capitalize()} letter of {word}?")
+                f"Which is the {ordinal} letter of {word}?",
+                f"{ordinal.capitalize()} letter of {word}?")
     return questions
 
 
 def prompts_of(question: Question) -> list[Prompt]:
-    """Four plain prompts and two of each instruction."""
+    """Its eight prompts: four plain ones, and two for each form of answer."""
     plain = [Prompt(text, question, "plain") for text in question.wordings]
     return plain + [Prompt(MANNERS[manner] + text, question, manner)
                     for manner in ("one word", "sentence") for text in question.wordings[:2]]
 
 
-# --- what is answered -------------------------------------------------------------------------------------------------
+# --- answers --------------------------------------------------------------------------------------
 
 POLITE = ("Happy to help!", "You are welcome!", "Glad you asked!")
 RUDE = ("Any fool knows.", "Stop bothering me.", "Duh, empty head.")
@@ -91,15 +108,15 @@ RAMBLING = ("And so on, and so on.", "But there is so much more.", "Let me think
 EVASIVE = ("I would rather not say.", "Nobody can know that.", "That depends on many things.")
 CORES = {"plain": "It is {}.", "one word": "{}.", "sentence": "The answer is {}."}
 
-HIDDEN_WORDINGS = 2  # of the eight ways to ask a question
-EDITED_SHARE = 0.75  # of the pairs, in which one answer is the other but for one respect
+HELDOUT_WORDINGS = 2  # of the eight prompts of each question
+EDITED_SHARE = 0.75   # of the pairs: the two answers differ in one attribute only
 
 POLITE_WORDS = frozenset(["happy", "welcome", "glad", "please", "thanks", "thank"])
 RUDE_WORDS = frozenset(["duh", "fool", "bothering", "stupid", "idiot"])
 
 
 class Style(NamedTuple):
-    """How one answer is made."""
+    """The attributes of an answer."""
 
     correctness: str  # "right", "wrong" or "evasive"
     tone: str         # "polite", "neutral" or "rude"
@@ -109,10 +126,10 @@ class Style(NamedTuple):
 
 @dataclass
 class Judgement:
-    """What the true reward sees in a text."""
+    """What the true reward finds in a text."""
 
     right: bool
-    evasive: bool      # no answer of the right kind at all
+    evasive: bool      # names no answer of the question's family
     obedient: bool
     tone: str
     words: int
@@ -121,103 +138,115 @@ class Judgement:
 
     @property
     def faults(self) -> list[str]:
-        """The ways in which this answer is worse than it could be, in order of weight."""
-        found = {"wrong": not self.right and not self.evasive, "evasive": self.evasive, "rude": self.tone == "rude",
-                 "ignores the request": not self.obedient, "rambling": self.words > FREE_WORDS,
-                 "not polite": self.tone == "neutral"}
+        """What lowers the reward of this answer, the heaviest faults first."""
+        found = {"wrong": not self.right and not self.evasive, "evasive": self.evasive,
+                 "rude": self.tone == "rude", "ignores the request": not self.obedient,
+                 "rambling": self.words > FREE_WORDS, "not polite": self.tone == "neutral"}
         return [fault for fault, present in found.items() if present]
 
 
-# --- the true reward --------------------------------------------------------------------------------------------------
+# --- the true reward ------------------------------------------------------------------------------
 
 RIGHT, NO_ANSWER, WRONG = 2.0, -1.0, -2.0
 DISOBEDIENT = -1.5
-FREE_WORDS, EACH_WORD_MORE = 7, -0.15
+FREE_WORDS, EACH_WORD_MORE = 7, -0.15  # a word costs nothing up to the seventh
 UNKNOWN_WORD, INCOMPLETE = -0.5, -0.5
 TONES = {"polite": 1.0, "neutral": 0.0, "rude": -1.5}
-WORST = -6.0  # no text is worse than this in either dimension, so that one monster cannot decide an average
+WORST = -6.0  # lower bound of the helpful dimension, so that one outlier cannot decide a mean
 
 WORD = re.compile(r"[^\W_]+")
 
 
 @dataclass
 class WorldConfig:
-    """How much data there is, and what the annotators are like."""
+    """How much data there is, and how the annotators judge."""
 
-    QUICK: ClassVar[dict] = {"facts": 8, "plain_rows": 1700, "sft_rows": 3500, "preference_rows": 800, "heldout_rows": 300}
-
-    facts: int = option(42, "facts that are asked about; fewer are learned sooner")
+    facts: int = option(42, "facts to ask about; fewer are learned sooner")
     plain_rows: int = option(14000, "paragraphs of plain text for the base model")
     sft_rows: int = option(15000, "demonstrations")
     preference_rows: int = option(16000, "preference pairs to train on")
     heldout_rows: int = option(1500, "held-out preference pairs")
-    temperature: float = option(0.35, "of the annotators: 0.1 is nearly always right, 10 nearly a coin")
-    label_noise: float = option(0.0, "share of the training labels that are turned round (1: all)")
-    length_bias: float = option(0.0, "reward that the training labels give to each 10 words more")
-    helpful_weight: float = option(1.0, "of the helpful dimension in the true reward")
-    polite_weight: float = option(1.0, "of the polite dimension in the true reward")
+    temperature: float = option(0.35, "of the annotators: at 0.1 nearly always right, at 10 "
+                                      "nearly a coin toss")
+    label_noise: float = option(0.0, "share of the training labels that are flipped (1: all)")
+    length_bias: float = option(0.0, "extra reward per 10 words in the training labels")
+    helpful_weight: float = option(1.0, "weight of the helpful dimension in the true reward")
+    polite_weight: float = option(1.0, "weight of the polite dimension in the true reward")
 
 
 class World:
-    """Prompts, demonstrations, preference pairs, and the true reward.  See the module's text.
+    """Prompts, demonstrations, preference pairs, and the true reward (see the top of this file).
 
-    prompts / heldout_prompts: texts; sft_rows, heldout_sft_rows: {"prompt", "response"};
-    preferences, heldout_preferences: {"prompt", "chosen", "rejected"}; plain_text, heldout_plain_text: texts.
+    prompts, heldout_prompts:           texts
+    sft_rows, heldout_sft_rows:         {"prompt", "response"}
+    preferences, heldout_preferences:   {"prompt", "chosen", "rejected"}
+    plain_text, heldout_plain_text:     texts
+
+    Raises UserError if a setting is out of range.
     """
 
     def __init__(self, config: WorldConfig | None = None, seed: int = 0):
         self.config, self.seed = config or WorldConfig(), seed
         if not 0 <= self.config.label_noise <= 1:
-            raise UserError(f"label_noise={self.config.label_noise} is a share: between 0 and 1")
+            raise UserError(f"label_noise={self.config.label_noise} must be between 0 and 1")
         if self.config.temperature <= 0:
             raise UserError(f"temperature={self.config.temperature} must be above 0")
         known = all_questions()
         if not 1 <= self.config.facts <= len(known):
             raise UserError(f"facts={self.config.facts} must be between 1 and {len(known)}")
-        self.questions = [known[i * len(known) // self.config.facts] for i in range(self.config.facts)]  # of all families
+        self.questions = [known[i * len(known) // self.config.facts]  # spread over the families
+                          for i in range(self.config.facts)]
         self._answers = {family: {q.answer for q in known if q.family == family}
                          for family in dict.fromkeys(q.family for q in known)}
         self._by_text = {p.text: p for q in self.questions for p in prompts_of(q)}
-        rng, self._open, self._heldout = self._rng("split"), [], []
+        rng = self._rng("split")
+        self._training: list[Prompt] = []
+        self._heldout: list[Prompt] = []
         for question in self.questions:
             prompts = prompts_of(question)
-            hidden = rng.sample(prompts, HIDDEN_WORDINGS)
-            self._heldout += hidden
-            self._open += [p for p in prompts if p not in hidden]
-        self.prompts = [p.text for p in self._open]
+            heldout = rng.sample(prompts, HELDOUT_WORDINGS)
+            self._heldout += heldout
+            self._training += [p for p in prompts if p not in heldout]
+        self.prompts = [p.text for p in self._training]
         self.heldout_prompts = [p.text for p in self._heldout]
 
     def _rng(self, purpose: str) -> random.Random:
         return random.Random(f"{self.seed} {purpose}")
 
-    # --- making answers ---------------------------------------------------------------------------------------------
+    # --- writing answers --------------------------------------------------------------------------
 
     def sample_style(self, rng: random.Random) -> Style:
-        """How the demonstrators answer: mostly right, in any tone, often too long."""
+        """The style of one demonstration: mostly right, in any tone, often too long."""
         return Style(rng.choices(("right", "wrong", "evasive"), (0.75, 0.18, 0.07))[0],
                      rng.choices(("polite", "neutral", "rude"), (0.3, 0.4, 0.3))[0],
                      rng.random() < 0.35, rng.random() < 0.7)
 
     def edit_style(self, prompt: Prompt, style: Style, rng: random.Random) -> Style:
-        """The same answer but for one respect, most often its correctness."""
-        respects = {"correctness": ("right", "wrong"), "tone": ("polite", "neutral", "rude"),
-                    "rambling": (True, False), "obedient": (True, False)}
+        """The style with one attribute changed, most often its correctness."""
+        choices: dict[str, tuple] = {
+            "correctness": ("right", "wrong"), "tone": ("polite", "neutral", "rude"),
+            "rambling": (True, False), "obedient": (True, False)}
         can_disobey = prompt.manner != "plain"
-        name, = rng.choices(list(respects), (3, 1, 1, can_disobey))
-        values = respects[name]
-        return style._replace(**{name: rng.choice([v for v in values if v != getattr(style, name)])})
+        name, = rng.choices(list(choices), (3, 1, 1, can_disobey))
+        others = [value for value in choices[name] if value != getattr(style, name)]
+        changed: dict[str, Any] = {name: rng.choice(others)}
+        return style._replace(**changed)
 
     def write_answer(self, prompt: Prompt, style: Style, rng: random.Random) -> str:
-        """An answer to the prompt in this style.  Draws the same numbers whatever the style, so that one generator
-        state gives two styles the same wording where they agree."""
+        """An answer to the prompt in this style.
+
+        Every style draws the same numbers, so from the same generator state two styles get the same
+        wording wherever they agree.
+        """
         wrong = rng.choice(sorted(self._answers[prompt.question.family] - {prompt.question.answer}))
         other_manner = rng.choice([manner for manner in CORES if manner != prompt.manner])
-        evasion, ramble = rng.choice(EVASIVE), rng.choice(RAMBLING)
+        evasion = rng.choice(EVASIVE)
+        ramble = rng.choice(RAMBLING)
         tone = {"polite": rng.choice(POLITE), "neutral": "", "rude": rng.choice(RUDE)}[style.tone]
         core = CORES[prompt.manner if style.obedient else other_manner]
-        text = {"right": core.format(prompt.question.answer), "wrong": core.format(wrong), "evasive": evasion
-                }[style.correctness]
-        if prompt.manner == "one word" and style.obedient:  # one word, and not one more
+        text = {"right": core.format(prompt.question.answer), "wrong": core.format(wrong),
+                "evasive": evasion}[style.correctness]
+        if prompt.manner == "one word" and style.obedient:
             return text
         return " ".join(part for part in (text, ramble if style.rambling else "", tone) if part)
 
@@ -225,34 +254,44 @@ class World:
         return self.write_answer(prompt, self.sample_style(rng), rng)
 
     def two_answers(self, prompt: Prompt, rng: random.Random) -> tuple[str, str]:
-        """Two different answers for an annotator to compare: mostly one and its edit, else two independent ones."""
+        """Two different answers to compare, in random order.
+
+        Mostly an answer and an edit of it, otherwise two independent answers.
+        """
         while True:
-            style, wording = self.sample_style(rng), rng.random()
+            style = self.sample_style(rng)
+            wording = rng.random()
             first = self.write_answer(prompt, style, random.Random(wording))
             if rng.random() < EDITED_SHARE:
-                second = self.write_answer(prompt, self.edit_style(prompt, style, rng), random.Random(wording))
+                edited = self.edit_style(prompt, style, rng)
+                second = self.write_answer(prompt, edited, random.Random(wording))
             else:
                 second = self.demonstrate(prompt, rng)
             if second != first:
                 return (first, second) if rng.random() < 0.5 else (second, first)
 
-    # --- judging them -----------------------------------------------------------------------------------------------
+    # --- judging answers --------------------------------------------------------------------------
 
     def judge(self, prompt: str, response: str) -> Judgement:
-        """Look at any text as an answer to one of the world's prompts.  Raises KeyError on another prompt."""
+        """Judge any text as an answer to one of the world's prompts.
+
+        Raises KeyError if the prompt is not one of the world's.
+        """
         if prompt not in self._by_text:
             raise KeyError(f"{prompt!r} is not a prompt of this world, so it has no true reward")
         _, question, manner = self._by_text[prompt]
         words = WORD.findall(response)
-        # "The opposite of hot is cold." names hot because the question did; "hot or cold" names it as an answer
+        # Restating the question ("The opposite of hot is cold.") must not count "hot" as an answer.
         answered = response.replace(question.statement.rstrip("."), question.answer)
         named = {w for w in WORD.findall(answered) if w in self._answers[question.family]}
         lower = [w.lower() for w in words]
-        tone = ("rude" if RUDE_WORDS & set(lower) else "polite" if POLITE_WORDS & set(lower) else "neutral")
+        tone = ("rude" if RUDE_WORDS & set(lower)
+                else "polite" if POLITE_WORDS & set(lower) else "neutral")
         obedient = {"plain": True, "one word": len(words) == 1,
                     "sentence": "the answer is" in " ".join(lower)}[manner]
-        return Judgement(right=named == {question.answer}, evasive=not named, obedient=obedient, tone=tone,
-                         words=len(words), unknown_words=sum(w not in self._vocabulary for w in lower),
+        return Judgement(right=named == {question.answer}, evasive=not named, obedient=obedient,
+                         tone=tone, words=len(words),
+                         unknown_words=sum(w not in self._vocabulary for w in lower),
                          complete=response.rstrip().endswith((".", "!", "?")))
 
     @cached_property
@@ -262,7 +301,10 @@ class World:
         return {w.lower() for text in texts for w in WORD.findall(text)} | POLITE_WORDS | RUDE_WORDS
 
     def reward_parts(self, prompt: str, response: str) -> tuple[float, float]:
-        """The two dimensions of the true reward, (helpful, polite), each before its weight."""
+        """The two dimensions of the true reward, (helpful, polite), before their weights.
+
+        Raises KeyError if the prompt is not one of the world's.
+        """
         j = self.judge(prompt, response)
         helpful = RIGHT if j.right else NO_ANSWER if j.evasive else WRONG
         helpful += EACH_WORD_MORE * max(0, j.words - FREE_WORDS) + UNKNOWN_WORD * j.unknown_words
@@ -270,32 +312,39 @@ class World:
         return max(helpful, WORST), TONES[j.tone]
 
     def true_reward(self, prompt: str, response: str) -> float:
-        """helpful_weight * helpful + polite_weight * polite, for any text."""
+        """helpful_weight * helpful + polite_weight * polite of any text, at most 3 by default.
+
+        Raises KeyError if the prompt is not one of the world's.
+        """
         helpful, polite = self.reward_parts(prompt, response)
         return self.config.helpful_weight * helpful + self.config.polite_weight * polite
 
     def measure(self, prompts: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
-        """Means over answers: the true reward, and the share that is right."""
+        """The mean true reward of these answers, and the share of them that is right."""
+        right = (self.judge(prompt, text).right
+                 for prompt, text in zip(prompts, texts, strict=True))
         return {"true_reward": mean(map(self.true_reward, prompts, texts)),
-                "right_share": mean(self.judge(prompt, text).right for prompt, text in zip(prompts, texts, strict=True))}
+                "right_share": mean(right)}
 
-    # --- the data ---------------------------------------------------------------------------------------------------
+    # --- the data ---------------------------------------------------------------------------------
 
     @cached_property
     def sft_rows(self) -> list[dict[str, str]]:
-        return self._demonstrations(self._open, self.config.sft_rows, "sft")
+        return self._demonstrations(self._training, self.config.sft_rows, "sft")
 
     @cached_property
     def heldout_sft_rows(self) -> list[dict[str, str]]:
         return self._demonstrations(self._heldout, 2 * len(self._heldout), "heldout sft")
 
-    def _demonstrations(self, prompts: list[Prompt], count: int, purpose: str) -> list[dict[str, str]]:
+    def _demonstrations(self, prompts: list[Prompt], count: int,
+                        purpose: str) -> list[dict[str, str]]:
         rng = self._rng(purpose)
-        return [{"prompt": p.text, "response": self.demonstrate(p, rng)} for p in _in_turn(prompts, count, rng)]
+        return [{"prompt": p.text, "response": self.demonstrate(p, rng)}
+                for p in _equally_often(prompts, count, rng)]
 
     @cached_property
     def plain_text(self) -> list[str]:
-        """Two to a paragraph, facts as statements and as questions answered: what the base model is trained on."""
+        """Paragraphs for the base model: two facts each, as statements or as answered questions."""
         return self._paragraphs(self.config.plain_rows, "plain")
 
     @cached_property
@@ -305,9 +354,10 @@ class World:
 
     def _paragraphs(self, count: int, purpose: str) -> list[str]:
         rng = self._rng(purpose)
-        plain = [p for p in self._open if p.manner == "plain"]
+        plain = [p for p in self._training if p.manner == "plain"]
         return [" ".join(rng.choice(self.questions).statement if rng.random() < 1 / 3
-                         else self._quiz(rng.choice(plain), rng) for _ in range(2)) for _ in range(count)]
+                         else self._quiz(rng.choice(plain), rng) for _ in range(2))
+                for _ in range(count)]
 
     def _quiz(self, prompt: Prompt, rng: random.Random) -> str:
         """A question and its right answer."""
@@ -316,18 +366,20 @@ class World:
 
     @cached_property
     def preferences(self) -> list[dict[str, str]]:
-        """Training pairs, labelled by annotators who may be noisy or biased."""
-        return self._pairs(self._open, self.config.preference_rows, "preferences", self.config.label_noise,
-                           self.config.length_bias)
+        """Training pairs; their labels may be noisy or biased."""
+        return self._pairs(self._training, self.config.preference_rows, "preferences",
+                           self.config.label_noise, self.config.length_bias)
 
     @cached_property
     def heldout_preferences(self) -> list[dict[str, str]]:
-        """Pairs about held-out prompts, labelled without noise or bias."""
+        """Pairs on held-out prompts, labelled without noise or bias."""
         return self._pairs(self._heldout, self.config.heldout_rows, "heldout preferences", 0.0, 0.0)
 
-    def _pairs(self, prompts: list[Prompt], count: int, purpose: str, noise: float, bias: float) -> list[dict[str, str]]:
-        rng, labels, rows = self._rng(purpose), self._rng(purpose + " labels"), []
-        for prompt in _in_turn(prompts, count, rng):
+    def _pairs(self, prompts: list[Prompt], count: int, purpose: str, noise: float,
+               bias: float) -> list[dict[str, str]]:
+        rng, labels = self._rng(purpose), self._rng(purpose + " labels")
+        rows = []
+        for prompt in _equally_often(prompts, count, rng):
             first, second = self.two_answers(prompt, rng)
             margin = self.true_reward(prompt.text, first) - self.true_reward(prompt.text, second)
             margin += bias * (len(WORD.findall(first)) - len(WORD.findall(second))) / 10
@@ -339,17 +391,16 @@ class World:
         return rows
 
     def bayes_accuracy(self, rows: list[dict[str, str]]) -> float:
-        """E[max(P, 1 - P)] over these pairs: what knowing the true reward exactly would score on fresh labels."""
-        margins = [self.true_reward(r["prompt"], r["chosen"]) - self.true_reward(r["prompt"], r["rejected"])
-                   for r in rows]
+        """E[max(P, 1 - P)] over these pairs: the accuracy of the true reward on fresh labels."""
+        margins = [self.true_reward(r["prompt"], r["chosen"])
+                   - self.true_reward(r["prompt"], r["rejected"]) for r in rows]
         return sum(_sigmoid(abs(m) / self.config.temperature) for m in margins) / len(rows)
 
 
-def _in_turn(prompts: list[Prompt], count: int, rng: random.Random) -> list[Prompt]:
-    """`count` prompts, each as often as any other, in random order."""
-    full = prompts * -(-count // len(prompts))
-    return rng.sample(full[:len(prompts) * (count // len(prompts))], len(prompts) * (count // len(prompts))) \
-        + rng.sample(prompts, count % len(prompts))
+def _equally_often(prompts: list[Prompt], count: int, rng: random.Random) -> list[Prompt]:
+    """`count` prompts in random order; how often each occurs differs by at most one."""
+    times, rest = divmod(count, len(prompts))
+    return rng.sample(prompts * times, len(prompts) * times) + rng.sample(prompts, rest)
 
 
 def _sigmoid(x: float) -> float:

@@ -1,4 +1,4 @@
-"""What a policy prefers, read from its implicit rewards."""
+"""What a policy prefers, read off its implicit rewards."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,24 +7,28 @@ from torch import Tensor
 from data.examples import preference_examples
 from minigpt.batching import Batches
 from minigpt.logprobs import logps_of_examples
+from minigpt.metrics import preference_accuracy
 from minigpt.model import MiniGPT
 
 
-def implicit_rewards(policy: MiniGPT, reference: MiniGPT, rows: Sequence[Mapping], beta: float = 0.1
-                     ) -> tuple[Tensor, Tensor]:
-    """beta * log pi(y|x) / ref(y|x) of the chosen and of the rejected responses, on the CPU: two (N,).
+def implicit_rewards(policy: MiniGPT, reference: MiniGPT, rows: Sequence[Mapping],
+                     beta: float = 0.1) -> tuple[Tensor, Tensor]:
+    """beta * log pi(y|x)/ref(y|x) of the chosen and the rejected responses, on the CPU: two (N,).
 
-    Rafailov et al. 2023, eq. 5 less beta log Z(x), which is the same for both responses of a row.
+    Rafailov et al. 2023, eq. 5, but for beta log Z(x), which both responses of a row share.
     """
     batches = Batches(preference_examples(rows, policy.max_seq_len), 64)
-    rewards = beta * (logps_of_examples(policy, batches) - logps_of_examples(reference, batches)).cpu()
+    log_ratios = logps_of_examples(policy, batches) - logps_of_examples(reference, batches)
+    rewards = beta * log_ratios.cpu()
     return rewards[:, 0], rewards[:, 1]
 
 
-def evaluate_preference_accuracy(policy: MiniGPT, reference: MiniGPT, rows: Sequence[Mapping]) -> float:
+def evaluate_preference_accuracy(policy: MiniGPT, reference: MiniGPT,
+                                 rows: Sequence[Mapping]) -> float:
     """Share of rows whose chosen response has the higher implicit reward.
 
-    A tie counts one half, so policy == reference scores 0.5.  Beta does not enter: it scales both sides.
+    A tie counts one half, so policy == reference scores 0.5.  Beta scales both sides, and so does
+    not enter.
     """
     chosen, rejected = implicit_rewards(policy, reference, rows)
-    return float(((chosen > rejected).float() + 0.5 * (chosen == rejected).float()).mean())
+    return float(preference_accuracy(chosen - rejected))

@@ -1,37 +1,49 @@
-"""The DPO loss, as pure functions on tensors."""
+"""The DPO loss, as a pure function on tensors."""
 
 import torch.nn.functional as F
 from torch import Tensor
+
+from minigpt.metrics import preference_accuracy
 
 
 def dpo_loss(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor, ref_chosen_logps: Tensor,
              ref_rejected_logps: Tensor, beta: float = 0.1) -> tuple[Tensor, dict[str, Tensor]]:
     """Direct Preference Optimization (Rafailov et al. 2023, arXiv:2305.18290, eq. 7).
 
-        L = - E[ log sigmoid( beta * (log pi(y_w|x) / ref(y_w|x)  -  log pi(y_l|x) / ref(y_l|x)) ) ]
+        L = - E[ log sigmoid( beta * (log pi(y_w|x)/ref(y_w|x) - log pi(y_l|x)/ref(y_l|x)) ) ]
 
-    Beta is no mere scale of the loss: it stands inside the sigmoid, so it sets how far the log-ratios must part
-    before a pair counts as learned.  A low beta lets the policy go far from the reference, a high one holds it.
+    Beta does not merely scale the loss: it stands inside the sigmoid, so it sets how far apart the
+    log-ratios must be before a pair counts as learned.  With a low beta the policy goes far from
+    the reference; a high one holds it back.
 
     Args: four (B,) tensors of *summed* response log-probabilities in nats, EOS included; beta > 0.
-    Returns: the mean loss (0-d, differentiable) and detached metrics (0-d) under TRL's names.  At policy ==
-    reference the loss is log 2 = 0.6931 and every margin 0; `rewards/accuracies` counts such a tie as one half.
+    Returns: the mean loss (0-d, differentiable) and detached metrics (0-d) under TRL's names.  At
+    policy == reference the loss is log 2 = 0.6931 and every margin 0; `rewards/accuracies` counts
+    such a tie as one half.
     Raises ValueError if the shapes differ or beta is not positive.
+
+    >>> import torch
+    >>> logps = torch.tensor([-12.0, -9.5])
+    >>> loss, metrics = dpo_loss(logps, logps - 1, logps, logps - 1)
+    >>> round(loss.item(), 4), metrics["rewards/margins"].item()
+    (0.6931, 0.0)
     """
-    shapes = {tuple(t.shape) for t in (policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps)}
+    logps = (policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps)
+    shapes = {tuple(t.shape) for t in logps}
     if len(shapes) > 1:
-        raise ValueError(f"dpo_loss: the four log-probability tensors differ in shape: {sorted(shapes)}")
+        raise ValueError(f"dpo_loss: the four log-probability tensors differ in shape: "
+                         f"{sorted(shapes)}")
     if beta <= 0:
         raise ValueError(f"dpo_loss: beta={beta} must be above 0")
-    chosen_rewards = beta * (policy_chosen_logps - ref_chosen_logps)        # (B,) implicit reward (eq. 5) less beta log Z
-    rejected_rewards = beta * (policy_rejected_logps - ref_rejected_logps)  # (B,) the same prompt, so the same Z
-    margins = chosen_rewards - rejected_rewards                             # (B,) in which Z has cancelled
+    chosen_rewards = beta * (policy_chosen_logps - ref_chosen_logps)        # (B,) eq. 5, but for
+    rejected_rewards = beta * (policy_rejected_logps - ref_rejected_logps)  # (B,) beta log Z(x),
+    margins = chosen_rewards - rejected_rewards                             # (B,) which cancels
     loss = -F.logsigmoid(margins).mean()
     metrics = {
         "rewards/chosen": chosen_rewards.mean(),
         "rewards/rejected": rejected_rewards.mean(),
         "rewards/margins": margins.mean(),
-        "rewards/accuracies": ((margins > 0).float() + 0.5 * (margins == 0).float()).mean(),
+        "rewards/accuracies": preference_accuracy(margins),
         "logps/chosen": policy_chosen_logps.mean(),
         "logps/rejected": policy_rejected_logps.mean(),
     }

@@ -1,8 +1,10 @@
 """Direct preference optimisation, from data to report:  python -m dpo.main
 
-Starts from an SFT model, which is also the frozen reference.  `--sweep` trains at four values of beta.
+Starts from an SFT model, which is also the frozen reference.  `--sweep` also trains at four other
+values of beta.
 """
 
+import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,14 +17,17 @@ from dpo.evaluate import evaluate_preference_accuracy, implicit_rewards
 from dpo.train import DPOConfig, dpo_train
 from minigpt import distributed
 from minigpt.checkpoint import save_checkpoint
-from minigpt.cli import CommandConfig, open_run, option, parse, peak_memory_mb, report, run, warn
+from minigpt.command import CommandConfig, begin, peak_memory_mb, report, run_command, warn
 from minigpt.disk import write_json
 from minigpt.evaluation import evaluate_policy, show_before_and_after, signs_of_collapse
-from minigpt.model import MiniGPT, copy_model_weights
+from minigpt.model import MiniGPT
+from minigpt.options import option
 from minigpt.plots import save_curves
-from sft.main import starting_point
+from minigpt.weights import copy_model_weights
+from sft.start import starting_point
 
-__all__ = ["PREFERENCE_DATA", "MiniGPT", "copy_model_weights", "dpo_train", "evaluate_preference_accuracy", "main"]
+__all__ = ["PREFERENCE_DATA", "MiniGPT", "copy_model_weights", "dpo_train",
+           "evaluate_preference_accuracy", "main"]
 
 SWEEP = (0.01, 0.1, 0.3, 1.0)
 
@@ -32,80 +37,83 @@ class SweepConfig:
     sweep: bool = option(False, f"train at beta = {', '.join(map(str, SWEEP))} too, and compare")
 
 
-def make_dpo_policy(reference: MiniGPT, task: Task, config: DPOConfig) -> tuple[MiniGPT, list[float], list[float]]:
-    """A copy of the reference, trained on the task's pairs."""
-    policy = copy_model_weights(reference, MiniGPT(**reference.settings).to(reference.device))
-    return dpo_train(policy, reference, task.preferences, **vars(config))
-
-
-def measure(policy: MiniGPT, reference: MiniGPT, task: Task, command: CommandConfig, config: DPOConfig
-            ) -> dict[str, float]:
-    """The report's figures: what the policy prefers, and what it says."""
-    chosen, rejected = implicit_rewards(policy, reference, task.heldout_preferences, config.beta)
-    summary = {
-        "preference_accuracy_train": evaluate_preference_accuracy(policy, reference, task.seen_preferences),
-        "preference_accuracy_heldout": evaluate_preference_accuracy(policy, reference, task.heldout_preferences),
-        "rewards_chosen_heldout": float(chosen.mean()),
-        "rewards_rejected_heldout": float(rejected.mean()),
-        "rewards_margin_heldout": float((chosen - rejected).mean()),
-        **evaluate_policy(policy, reference, task.heldout_prompts, command.samples, command.max_new_tokens,
-                          config.seed, task.measure),
-    }
-    if task.world:
-        summary["bayes_accuracy"] = task.world.bayes_accuracy(task.heldout_preferences)
-        summary["accuracy_relative_to_bayes"] = summary["preference_accuracy_heldout"] / summary["bayes_accuracy"]
-    return summary
-
-
-def beta_sweep(reference: MiniGPT, task: Task, command: CommandConfig, config: DPOConfig) -> list[dict[str, float]]:
-    """One row of figures for each beta, each trained from the same start on the same pairs."""
-    rows = []
-    for beta in SWEEP:
-        at_beta = replace(config, beta=beta, out=f"{config.out}/beta-{beta}")
-        policy, _, _ = make_dpo_policy(reference, task, at_beta)
-        rows.append({"beta": beta, **measure(policy, reference, task, command, at_beta)})
-    return rows
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     started = time.perf_counter()
-    command, rows, config, world_config, sweep = parse(__doc__, argv, CommandConfig, RowsConfig, DPOConfig, WorldConfig,
-                                                       SweepConfig, out="runs/dpo")
-    open_run(config.out, config.resume, config.overwrite, command.device, command, rows, config, world_config)
+    command, rows, config, world_config, sweep = begin(
+        __doc__, argv, CommandConfig, RowsConfig, DPOConfig, WorldConfig, SweepConfig,
+        out="runs/dpo")
     task = load_task(rows, world_config, config.seed, command.init)
     reference = starting_point(task, command, config)
 
-    policy, losses, margins = make_dpo_policy(reference, task, config)
-    save_checkpoint(policy, Path(config.out) / "model.pt")
+    policy, losses, margins = dpo_train(copy.deepcopy(reference), reference, task.preferences,
+                                        **vars(config))
+    out = Path(config.out)
+    save_checkpoint(policy, out / "model.pt")
     swept = beta_sweep(reference, task, command, config) if sweep.sweep else []
-    if distributed.rank() > 0:  # the report is for one
+    if distributed.rank() > 0:  # only the first process reports
         return
 
     summary = {"loss_first_step": losses[0], "margin_first_step": margins[0],
                **measure(policy, reference, task, command, config)}
     if task.world:
-        before = evaluate_policy(reference, reference, task.heldout_prompts, command.samples, command.max_new_tokens,
-                                 config.seed, task.measure)
+        before = evaluate_policy(reference, reference, task.heldout_prompts, command.samples,
+                                 command.max_new_tokens, config.seed, task.measure)
         summary["true_reward_before"] = before["true_reward"]
-    summary |= {"seconds": time.perf_counter() - started, "peak_memory_mb": peak_memory_mb(), "models_in_memory": 2}
+    summary |= {"seconds": time.perf_counter() - started, "peak_memory_mb": peak_memory_mb(),
+                "models_in_memory": 2}
     report("DPO: held-out pairs and prompts", summary, config.out)
     if swept:
-        show_sweep(swept, config.out)
+        show_sweep(swept, out)
     warn(signs_of_collapse(summary))
     show_before_and_after(reference, policy, task.heldout_prompts[:4], command.max_new_tokens)
-    save_curves(Path(config.out) / "curves.png", {"loss": losses, "margin": margins},
+    save_curves(out / "curves.png", {"loss": losses, "margin": margins},
                 {"DPO loss": ["loss"], "margin": ["margin"]})
 
 
-def show_sweep(rows: Sequence[dict[str, float]], out: str) -> None:
+def measure(policy: MiniGPT, reference: MiniGPT, task: Task, command: CommandConfig,
+            config: DPOConfig) -> dict[str, float]:
+    """The report's figures: what the policy prefers, and what it says."""
+    heldout = task.heldout_preferences
+    chosen, rejected = implicit_rewards(policy, reference, heldout, config.beta)
+    summary = {
+        "preference_accuracy_train":
+            evaluate_preference_accuracy(policy, reference, task.seen_preferences),
+        "preference_accuracy_heldout": evaluate_preference_accuracy(policy, reference, heldout),
+        "rewards_chosen_heldout": float(chosen.mean()),
+        "rewards_rejected_heldout": float(rejected.mean()),
+        "rewards_margin_heldout": float((chosen - rejected).mean()),
+        **evaluate_policy(policy, reference, task.heldout_prompts, command.samples,
+                          command.max_new_tokens, config.seed, task.measure),
+    }
+    if task.world:
+        bayes = task.world.bayes_accuracy(heldout)
+        summary["bayes_accuracy"] = bayes
+        summary["accuracy_relative_to_bayes"] = summary["preference_accuracy_heldout"] / bayes
+    return summary
+
+
+def beta_sweep(reference: MiniGPT, task: Task, command: CommandConfig,
+               config: DPOConfig) -> list[dict[str, float]]:
+    """The figures at each beta, each trained from the same start on the same pairs."""
+    rows = []
+    for beta in SWEEP:
+        at_beta = replace(config, beta=beta, out=f"{config.out}/beta-{beta}")
+        policy, _, _ = dpo_train(copy.deepcopy(reference), reference, task.preferences,
+                                 **vars(at_beta))
+        rows.append({"beta": beta, **measure(policy, reference, task, command, at_beta)})
+    return rows
+
+
+def show_sweep(rows: Sequence[dict[str, float]], out: Path) -> None:
     """Print the sweep and write it to sweep.json."""
-    columns = [name for name in ("beta", "preference_accuracy_heldout", "rewards_margin_heldout", "kl_nats_per_response",
-                                 "true_reward", "distinct_2") if name in rows[0]]
+    names = ("beta", "preference_accuracy_heldout", "rewards_margin_heldout",
+             "kl_nats_per_response", "true_reward", "distinct_2")
+    columns = [name for name in names if name in rows[0]]
     print("\n" + "  ".join(columns))
     for row in rows:
         print("  ".join(f"{row[name]:{len(name)}.3f}" for name in columns))
-    write_json(Path(out) / "sweep.json", rows)
+    write_json(out / "sweep.json", rows)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -1,5 +1,4 @@
-"""The lessons:  python -m lessons  lists them,  python -m lessons 05  runs one (--solutions: its exercises, --quick: to
-see that it runs)."""
+"""List the lessons:  python -m lessons;  run one:  python -m lessons 05 [--solutions] [--quick]"""
 
 import argparse
 import os
@@ -8,20 +7,23 @@ from collections.abc import Sequence
 
 from lessons.articles import run_time
 from lessons.course import LESSONS, find, names, results_of, title_and_question
-from minigpt.cli import run
+from minigpt.command import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m lessons", description=__doc__)
-    parser.add_argument("lesson", nargs="?", help="number or name; without one: the list")
-    parser.add_argument("--solutions", action="store_true", help="run the worked solutions of its exercises")
-    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; the figures mean nothing")
+    parser.add_argument("lesson", nargs="?", help="number or name (default: list them)")
+    parser.add_argument("--solutions", action="store_true",
+                        help="run the worked solutions of its exercises")
+    parser.add_argument("--quick", action="store_true",
+                        help="seconds instead of minutes, with meaningless results")
     options = parser.parse_args(argv)
     if options.lesson is None:
         print(f"{'lesson':<28} {'script':>8} {'solutions':>10}   title")
         for name in names():
             times = [run_time(results["seconds"]) for results in results_of(name).values()]
-            print(f"{name:<28} {times[0]:>8} {times[1]:>10}   {title_and_question(name)[0]}")
+            print(f"{name:<28} {times[0]:>8} {times[1]:>10}   "
+                  f"{title_and_question(name)[0]}")
         print("\npython -m lessons 05 runs one; its article is lessons/05_.../README.md")
         return
     os.environ["LESSONS_QUICK"] = "1" if options.quick else "0"
@@ -30,4 +32,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -1,8 +1,8 @@
-"""Make the lessons again:  python -m lessons.build [05 07 ...]
+"""Rebuild the lessons:  python -m lessons.build [05 07 ...]
 
-Runs each lesson's scripts as notebooks, keeps those with their outputs (lesson.ipynb, solutions.ipynb), and puts the
-numbers, tables, figures and code excerpts into the articles.  `--text` does only the last, from the results that are
-there; `--site` makes lessons/site/ from the articles.  Without numbers: all lessons.
+Runs the scripts of each lesson as notebooks, saves these with their outputs (lesson.ipynb,
+solutions.ipynb), and fills numbers, tables, figures and code excerpts into the articles.  `--text`
+only fills the articles, from saved results; `--site` only builds lessons/site/ from the articles.
 """
 
 import argparse
@@ -14,13 +14,14 @@ from tqdm import tqdm
 
 from lessons.articles import render
 from lessons.course import LESSONS, NEEDED, SCRIPTS, find, names
-from minigpt.cli import UserError, run
+from minigpt.command import run_command
+from minigpt.errors import UserError
 
 
 def run_as_notebook(script: Path) -> None:
-    """Execute a script of `# %%` cells, and keep it as a notebook with its outputs.
+    """Run a script of `# %%` cells as a notebook, and save that with its outputs beside the script.
 
-    Raises UserError if the packages for that are missing, nbclient's CellExecutionError if a cell fails.
+    Raises UserError if a package is missing, nbclient's CellExecutionError if a cell fails.
     """
     try:
         import jupytext
@@ -29,8 +30,9 @@ def run_as_notebook(script: Path) -> None:
         raise UserError(NEEDED) from error
     notebook = jupytext.read(script)
     for number, cell in enumerate(notebook.cells):
-        cell["id"] = f"cell-{number}"  # by default random: a rebuilt notebook should differ only where its outputs do
-    notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        cell["id"] = f"cell-{number}"  # ids are random by default, and would differ in every build
+    notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3",
+                                        "language": "python"}}
     NotebookClient(notebook, timeout=None, kernel_name="python3", record_timing=False,
                    resources={"metadata": {"path": str(script.parent)}}).execute()
     jupytext.write(notebook, script.with_suffix(".ipynb"))
@@ -39,9 +41,10 @@ def run_as_notebook(script: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m lessons.build", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("lesson", nargs="*", help="numbers of lessons (default: all)")
-    parser.add_argument("--text", action="store_true", help="run nothing; write the articles from what is there")
-    parser.add_argument("--site", action="store_true", help="run nothing; write lessons/site/")
+    parser.add_argument("lesson", nargs="*", help="numbers of lessons (without any: all)")
+    parser.add_argument("--text", action="store_true",
+                        help="run nothing; fill the articles from saved results")
+    parser.add_argument("--site", action="store_true", help="run nothing; build lessons/site/")
     options = parser.parse_args(argv)
     chosen = [find(number) for number in options.lesson] or names()
     if options.site:
@@ -50,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"site: {build_site()}")
         return
     os.environ |= {"LESSONS_OUT": str(LESSONS), "LESSONS_QUICK": "0"}
-    scripts = [] if options.text else [LESSONS / name / f"{script}.py" for name in chosen for script in SCRIPTS]
-    for script in tqdm(scripts, desc="scripts", disable=None):
+    scripts = [LESSONS / name / f"{script}.py" for name in chosen for script in SCRIPTS]
+    for script in tqdm([] if options.text else scripts, desc="scripts", disable=None):
         tqdm.write(f"{script.relative_to(LESSONS)} ...")
         run_as_notebook(script)
     for path in [LESSONS / name / "README.md" for name in chosen] + [LESSONS / "README.md"]:
@@ -59,4 +62,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -1,4 +1,4 @@
-"""The figures of `lessons.compare`; each returns its path, or None where matplotlib is not installed."""
+"""The figures of `lessons.compare`.  Each function returns its path, or None without matplotlib."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,11 +6,11 @@ from typing import Any
 
 from minigpt.plots import COLOURS, pyplot, running_mean
 
-SMOOTH = 5  # episodes
+SMOOTH = 5  # width of the running mean, in episodes
 
 
 def save_frontier(path: Path, results: Mapping[str, Any]) -> Path | None:
-    """True reward over KL: the limit, PPO's way through the run, and where every method ended."""
+    """True reward over KL: the limit, PPO's path during training, and where each method ended."""
     plt = pyplot()
     if plt is None or "limit" not in results:
         return None
@@ -18,15 +18,18 @@ def save_frontier(path: Path, results: Mapping[str, Any]) -> Path | None:
     limit, history = results["limit"], results["ppo_history"]
     furthest = max([limit["kl"][-1], *history["objective/kl_exact"],
                     *(figures["kl_nats_per_response"] for figures in results["methods"].values())])
-    kls, best = [*limit["kl"], furthest], [*limit["true_reward"], limit["true_reward"][-1]]  # flat: the best answer always
-    axis.plot(kls, best, color="black", label="estimated limit of any policy")
+    kls = [*limit["kl"], furthest]  # beyond its last point the limit is flat
+    best = [*limit["true_reward"], limit["true_reward"][-1]]
+    axis.plot(kls, best, color="black", label="estimated limit for any policy")
     axis.fill_between(kls, best, axis.get_ylim()[1], color="grey", alpha=0.12)
-    axis.plot(running_mean(history["objective/kl_exact"], SMOOTH), running_mean(history["true_reward"], SMOOTH),
-              color=COLOURS[1], alpha=0.5, linewidth=1.2, label="PPO's way (training prompts)")
+    axis.plot(running_mean(history["objective/kl_exact"], SMOOTH),
+              running_mean(history["true_reward"], SMOOTH), color=COLOURS[1], alpha=0.5,
+              linewidth=1.2, label="PPO during training (training prompts)")
     for row in results.get("sweep", []):
-        axis.plot(row["kl_nats_per_response"], row["true_reward"], "s", color=COLOURS[0], alpha=0.5)
-        axis.annotate(f"DPO, beta {row['beta']:g}", (row["kl_nats_per_response"], row["true_reward"]), fontsize=8,
-                      xytext=(5, -11), textcoords="offset points")
+        point = row["kl_nats_per_response"], row["true_reward"]
+        axis.plot(*point, "s", color=COLOURS[0], alpha=0.5)
+        axis.annotate(f"DPO, beta {row['beta']:g}", point, fontsize=8, xytext=(5, -11),
+                      textcoords="offset points")
     colours = {"SFT": "black", "PPO": COLOURS[1], "DPO": COLOURS[0]}
     for name, figures in results["methods"].items():
         point = figures["kl_nats_per_response"], figures["true_reward"]
@@ -41,16 +44,20 @@ def save_frontier(path: Path, results: Mapping[str, Any]) -> Path | None:
 
 
 def save_ppo_over_time(path: Path, results: Mapping[str, Any]) -> Path | None:
-    """PPO by episode: the reward model's score and the true reward, which part when the proxy is being gamed."""
+    """PPO by episode: the reward model's score, the true reward and the KL.
+
+    Score and true reward diverge when the policy exploits the reward model.
+    """
     plt = pyplot()
     if plt is None:
         return None
     history = results["ppo_history"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.2), layout="constrained")
-    for name, label in (("objective/scores", "reward model (proxy)"), ("true_reward", "true reward")):
+    for name, label in (("objective/scores", "reward model (proxy)"),
+                        ("true_reward", "true reward")):
         if name in history:
             left.plot(running_mean(history[name], SMOOTH), label=label)
-    left.set(xlabel="episode", ylabel="reward", title="What PPO maximises, and what we want")
+    left.set(xlabel="episode", ylabel="reward", title="What PPO maximises and what we want")
     left.legend(frameon=False)
     right.plot(running_mean(history["objective/kl_exact"], SMOOTH))
     right.set(xlabel="episode", ylabel="nats per response", title="KL to the SFT model")

@@ -1,8 +1,9 @@
 """The main job: one small model aligned four ways, side by side:  python -m lessons.compare
 
-Runs the four commands that a reader could run by hand (SFT, reward model, PPO, DPO), each in a process of its own so
-that its memory can be told apart, then samples from every result and measures all of them on the same held-out
-prompts.  Everything goes into --out: report.md, report.html, results.json, figures, and one folder a stage.
+Runs the commands of the four stages (SFT, reward model, PPO, DPO), each in its own process so that
+its memory can be measured, then samples from every method and measures all of them on the same
+held-out prompts.  Everything goes into --out: report.md, report.html, results.json, figures, and
+one folder per stage.
 """
 
 import json
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from statistics import mean
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -26,38 +27,44 @@ from lessons.limit import Frontier, best_of_n_kl
 from lessons.report import write_report
 from minigpt import distributed
 from minigpt.checkpoint import load_checkpoint
-from minigpt.cli import UserError, check_device, open_run, option, parse, run
+from minigpt.command import begin, run_command
 from minigpt.disk import write_json
-from minigpt.evaluation import kl_to_reference, sample_answers, text_measures
+from minigpt.errors import UserError
+from minigpt.evaluation import kl_to_reference, sample_responses, text_measures
 from minigpt.model import MiniGPT
+from minigpt.options import option
 from minigpt.run_folder import read_history
 from minigpt.sampling import Response, generate
+from reward.evaluate import evaluate_reward_accuracy, score
 from reward.model import RewardModel
-from reward.train import evaluate_reward_accuracy, score
 
 STAGES = ("sft", "reward", "ppo", "dpo")
 
 
 @dataclass
 class CompareConfig:
-    QUICK: ClassVar[dict] = {"pool": 128, "samples": 8, "max_new_tokens": 64}
-
     out: str = option("runs/compare", "folder for the report and the stages")
-    seed: int = option(0, "of everything")
+    seed: int = option(0, "random seed of the world and of every stage")
     device: str = option("cpu", "cpu, cuda or mps")
-    quick: bool = option(False, "about a minute: a world of eight facts")
-    sweep: bool = option(False, "also train DPO at four values of beta, and draw them in")
-    resume: bool = option(False, "go on where a run with the same --out was stopped")
+    quick: bool = option(False, "about a minute, in a world of eight facts")
+    sweep: bool = option(False, "also train DPO at four other values of beta, and plot them")
+    resume: bool = option(False, "continue the run in --out")
     overwrite: bool = option(False, "replace the run in --out")
     samples: int = option(8, "responses sampled for each held-out prompt")
-    pool: int = option(192, "SFT samples for each held-out prompt, for the limit and for best-of-n")
+    pool: int = option(192, "SFT responses sampled for each held-out prompt, for the limit and for "
+                            "best-of-n")
     best_of: int = option(16, "n of best-of-n")
     max_new_tokens: int = option(96, "longest response")
+
+    def __post_init__(self) -> None:
+        if self.pool < self.best_of * self.samples:
+            raise UserError(f"--pool {self.pool} is too small: {self.samples} times the best of "
+                            f"{self.best_of} needs {self.samples * self.best_of}")
 
 
 @dataclass
 class Answers:
-    """What one method said to the held-out prompts, and what was paid for it; a row of the table once measured."""
+    """The responses of one method to the held-out prompts, and its figures: a row of the table."""
 
     name: str
     prompts: list[str]
@@ -70,51 +77,59 @@ class Answers:
         return [response.text for response in self.responses]
 
 
-def fresh_processes() -> multiprocessing.context.BaseContext:
-    """Processes that begin empty but for the imports, which a server makes once where the system can fork."""
-    if sys.platform != "linux":  # elsewhere forking after these imports is unsafe, or impossible
+def fresh_processes() -> Any:
+    """For processes that start with nothing but the imports; on Linux these are made only once."""
+    if sys.platform != "linux":  # elsewhere forking after these imports is unsafe or impossible
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*(f"{stage}.main" for stage in STAGES), "matplotlib.pyplot"])  # the last if it is there
+    context.set_forkserver_preload(  # skips what is not installed
+        [*(f"{stage}.main" for stage in STAGES), "matplotlib.pyplot"])
     return context
 
 
-def run_command(stage: str, argv: Sequence[str]) -> None:
-    """What `python -m <stage>.main` does."""
-    run(lambda: import_module(f"{stage}.main").main(argv))
+def run_main(stage: str, argv: Sequence[str]) -> None:
+    """Do what `python -m <stage>.main` does."""
+    run_command(lambda: import_module(f"{stage}.main").main(argv))
 
 
-def run_stage(stage: str, config: CompareConfig, data_flags: Sequence[str], *flags: str) -> dict[str, float]:
-    """Run `python -m <stage>.main` into a folder of its own; the figures of its report."""
+def run_stage(stage: str, config: CompareConfig, data_flags: Sequence[str],
+              *flags: str) -> dict[str, float]:
+    """Run `python -m <stage>.main` in its own process and folder.  Returns its summary.
+
+    Raises SystemExit if it fails.
+    """
     out = f"{config.out}/{stage}"
-    argv = ["--out", out, "--seed", str(config.seed), "--device", config.device, "--samples", str(config.samples),
-            "--max-new-tokens", str(config.max_new_tokens), *data_flags, *flags]
+    argv = ["--out", out, "--seed", str(config.seed), "--device", config.device,
+            "--samples", str(config.samples), "--max-new-tokens", str(config.max_new_tokens),
+            *data_flags, *flags]
     for name in ("quick", "resume", "overwrite"):
         argv += [f"--{name}"] * getattr(config, name)
     print(f"\n=== python -m {stage}.main {' '.join(argv)}", flush=True)
-    process = fresh_processes().Process(target=run_command, args=(stage, argv), daemon=True)  # which ends when this one does
+    process = fresh_processes().Process(target=run_main, args=(stage, argv), daemon=True)
     process.start()
     try:
         process.join()
-    except KeyboardInterrupt:  # which the stage heard as well: let it save
+    except KeyboardInterrupt:  # the stage got it too: let it save
         process.join()
         raise
     if process.exitcode:
-        raise SystemExit(f"{stage}.main stopped with exit code {process.exitcode}; what went before is kept: mend the cause "
-                         "and add --resume")
+        raise SystemExit(f"{stage}.main failed with exit code {process.exitcode}. What it finished "
+                         "is kept: fix the cause and continue with --resume")
     return json.loads((Path(out) / "summary.json").read_text(encoding="utf-8"))
 
 
 def as_flags(settings: dict[str, Any]) -> list[str]:
-    """The command-line options that say the same; a setting of None is left out."""
+    """Settings -> command-line options; a setting of None is left out."""
     return [part for name, value in settings.items() if value is not None
             for part in ("--" + name.replace("_", "-"), str(value))]
 
 
-def run_stages(config: CompareConfig, rows_config: RowsConfig, world_config: WorldConfig) -> dict[str, dict[str, float]]:
-    """SFT, then both roads from it; the summary of each stage by its name."""
+def run_stages(config: CompareConfig, rows_config: RowsConfig,
+               world_config: WorldConfig) -> dict[str, dict[str, float]]:
+    """Run SFT, then reward model and PPO, and DPO.  Returns stage -> its summary."""
     data = as_flags({**vars(rows_config), **vars(world_config)})
-    sft_model, reward_model = f"{config.out}/sft/model.pt", f"{config.out}/reward/model.pt"
+    sft_model = f"{config.out}/sft/model.pt"
+    reward_model = f"{config.out}/reward/model.pt"
     return {
         "sft": run_stage("sft", config, data),
         "reward": run_stage("reward", config, data, "--init", sft_model),
@@ -124,38 +139,42 @@ def run_stages(config: CompareConfig, rows_config: RowsConfig, world_config: Wor
 
 
 def best_of_n(pool: Answers, reward: RewardModel, config: CompareConfig) -> Answers:
-    """For each prompt, `samples` times, the answer that the reward model likes best among n fresh ones of the pool.
+    """`samples` answers to each prompt, each the one of n pool answers with the highest score.
 
-    The pool holds config.pool answers to each prompt, one prompt after the other.
+    pool: config.pool answers to each prompt, grouped by prompt; none is used twice.
     """
-    n, size, picks = config.best_of, config.pool, config.samples
-    numbers = [start + i for start in range(0, len(pool.prompts), size) for i in range(picks * n)]
-    scores = score(reward, [pool.prompts[i] for i in numbers], [pool.responses[i].ids for i in numbers])
+    n, size, samples = config.best_of, config.pool, config.samples
+    indices = [start + i for start in range(0, len(pool.prompts), size) for i in range(samples * n)]
+    scores = score(reward, [pool.prompts[i] for i in indices],
+                   [pool.responses[i].ids for i in indices])
     winners = scores.view(-1, n).argmax(1).tolist()
-    chosen = [numbers[group * n + winner] for group, winner in enumerate(winners)]
-    kl = mean(best_of_n_kl(of_prompt, n) for of_prompt in scores.view(-1, picks * n))
-    return Answers(f"best of {n}", [pool.prompts[i] for i in chosen], [pool.responses[i] for i in chosen],
-                   {"kl_nats_per_response": kl})
+    chosen = [indices[group * n + winner] for group, winner in enumerate(winners)]
+    kl = mean(best_of_n_kl(of_prompt, n) for of_prompt in scores.view(-1, samples * n))
+    return Answers(f"best of {n}", [pool.prompts[i] for i in chosen],
+                   [pool.responses[i] for i in chosen], {"kl_nats_per_response": kl})
 
 
 def sampled(name: str, policy: MiniGPT, task: Task, config: CompareConfig, seed: int) -> Answers:
-    return Answers(name, *sample_answers(policy, task.heldout_prompts, config.samples, config.max_new_tokens, seed))
+    """`samples` answers of the policy to each held-out prompt."""
+    return Answers(name, *sample_responses(policy, task.heldout_prompts, config.samples,
+                                           config.max_new_tokens, seed))
 
 
 def sample_pool(policy: MiniGPT, task: Task, config: CompareConfig) -> Answers:
-    """Many SFT answers to each held-out prompt, with a progress bar."""
+    """`pool` SFT answers to each held-out prompt."""
     pool = Answers("pool", [], [])
-    for number, prompt in enumerate(tqdm(task.heldout_prompts, desc="SFT samples", leave=False, disable=None)):
+    bar = tqdm(task.heldout_prompts, desc="SFT samples", leave=False, disable=None)
+    for index, prompt in enumerate(bar):
         pool.prompts += [prompt] * config.pool
         pool.responses += generate(policy, [prompt] * config.pool, config.max_new_tokens,
-                                   seed=config.seed * 1_000_003 + number)
+                                   seed=config.seed * 1_000_003 + index)
     return pool
 
 
 def win_rate(answers: Answers, baseline: Answers) -> float:
-    """How often an answer has the higher true reward than the baseline's to the same prompt; a tie counts one half.
+    """Share of comparisons in which an answer has a higher true reward than the baseline's.
 
-    Every answer meets every one of the baseline's answers to its prompt.
+    Each answer is compared with all baseline answers to its prompt; a tie counts one half.
     """
     opponents: dict[str, list[float]] = {}
     for prompt, reward in zip(baseline.prompts, baseline.rewards, strict=True):
@@ -165,81 +184,92 @@ def win_rate(answers: Answers, baseline: Answers) -> float:
 
 
 def true_rewards(task: Task, answers: Answers) -> list[float]:
-    return [task.world.true_reward(p, t) for p, t in zip(answers.prompts, answers.texts, strict=True)]
+    assert task.world is not None
+    return [task.world.true_reward(prompt, text)
+            for prompt, text in zip(answers.prompts, answers.texts, strict=True)]
 
 
-def measure(task: Task, models: dict[str, Any], config: CompareConfig) -> tuple[list[Answers], Frontier | None]:
-    """Sample from every method, measure the answers, and draw the limit (None without a world)."""
+def measure(task: Task, models: dict[str, Any],
+            config: CompareConfig) -> tuple[list[Answers], Frontier | None]:
+    """Sample from every method and measure the answers.  The frontier is None without a world."""
     reference, reward = models["sft"], models["reward"]
     pool = sample_pool(reference, task, config)
-    sft = sampled("SFT", reference, task, config, config.seed + 1)
-    rows = [sft, best_of_n(pool, reward, config), sampled("PPO", models["ppo"], task, config, config.seed + 2),
+    rows = [sampled("SFT", reference, task, config, config.seed + 1),
+            best_of_n(pool, reward, config),
+            sampled("PPO", models["ppo"], task, config, config.seed + 2),
             sampled("DPO", models["dpo"], task, config, config.seed + 3)]
     for row, policy in zip(rows, (reference, None, models["ppo"], models["dpo"]), strict=True):
-        if policy is None:  # best-of-n is no model of its own: the reward model ranks
-            row.figures["preference_accuracy"] = evaluate_reward_accuracy(reward, task.heldout_preferences)
+        if policy is None:  # best-of-n has no policy of its own: the reward model decides
+            row.figures["preference_accuracy"] = \
+                evaluate_reward_accuracy(reward, task.heldout_preferences)
         else:
-            row.figures["preference_accuracy"] = evaluate_preference_accuracy(policy, reference, task.heldout_preferences)
+            row.figures["preference_accuracy"] = \
+                evaluate_preference_accuracy(policy, reference, task.heldout_preferences)
             row.figures |= kl_to_reference(policy, reference, row.prompts, row.responses)
-        row.figures["proxy_reward"] = float(score(reward, row.prompts, [r.ids for r in row.responses]).mean())
+        scores = score(reward, row.prompts, [response.ids for response in row.responses])
+        row.figures["proxy_reward"] = float(scores.mean())
         row.figures |= text_measures(row.responses)
     if task.world is None:
         return rows, None
-    pool_rewards = torch.tensor(true_rewards(task, pool)).view(-1, config.pool)
-    frontier = Frontier(pool_rewards)
+    frontier = Frontier(torch.tensor(true_rewards(task, pool)).view(-1, config.pool))
     for row in rows:
         row.rewards = true_rewards(task, row)
         reached, kl = mean(row.rewards), row.figures["kl_nats_per_response"]
-        row.figures |= {"true_reward": reached, "right_share": task.measure(row.prompts, row.texts)["right_share"],
-                        "win_rate_against_sft": win_rate(row, sft), "limit_at_this_kl": frontier.reward_at(kl)}
-        if kl > 0:  # at the SFT model itself there is nothing to gain
+        row.figures |= {"true_reward": reached,
+                        "right_share": task.measure(row.prompts, row.texts)["right_share"],
+                        "win_rate_against_sft": win_rate(row, rows[0]),
+                        "limit_at_this_kl": frontier.reward_at(kl)}
+        if kl > 0:  # the SFT model itself gains nothing
             row.figures["share_of_possible_gain"] = frontier.share_of_gain(reached, kl)
     return rows, frontier
 
 
 def add_costs(rows: Sequence[Answers], stages: dict[str, dict[str, float]]) -> None:
-    """Models in memory, peak memory and seconds of each method's own training, on top of the SFT model's."""
-    paid = {"SFT": ("sft",), "PPO": ("reward", "ppo"), "DPO": ("dpo",)}
-    in_memory = {"SFT": 1, "PPO": 4, "DPO": 2}
+    """Add what each method's own training cost, without SFT: models, peak MB and seconds."""
+    paid = {"SFT": ("sft",), "best of n": ("reward",), "PPO": ("reward", "ppo"), "DPO": ("dpo",)}
     for row in rows:
-        parts = [stages[name] for name in paid.get(row.name, ("reward",))]
-        row.figures["models_in_memory"] = in_memory.get(row.name, 2)  # best-of-n: the SFT model and the reward model
-        row.figures["peak_memory_mb"] = max(part["peak_memory_mb"] for part in parts)
-        row.figures["training_seconds"] = sum(part["seconds"] for part in parts)
+        parts = [stages[stage] for stage in paid.get(row.name, paid["best of n"])]
+        models = parts[-1]["models_in_memory"] + (row.name not in paid)  # best-of-n needs SFT too
+        row.figures |= {"models_in_memory": models,
+                        "peak_memory_mb": max(part["peak_memory_mb"] for part in parts),
+                        "training_seconds": sum(part["seconds"] for part in parts)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     started = time.perf_counter()
-    config, rows_config, world_config = parse(__doc__, argv, CompareConfig, RowsConfig, WorldConfig)
     if distributed.is_on():
-        raise UserError("lessons.compare runs in one process; its stages can be run with torchrun one by one")
-    if config.pool < config.best_of * config.samples:
-        raise UserError(f"--pool {config.pool} is too small for {config.samples} times the best of {config.best_of}")
-    open_run(config.out, config.resume, config.overwrite, config.device, config, rows_config, world_config)
+        raise UserError("lessons.compare runs in one process; run its stages one by one under "
+                        "torchrun")
+    config, rows_config, world_config = begin(__doc__, argv, CompareConfig, RowsConfig, WorldConfig,
+                                              out="runs/compare")
     task = load_task(rows_config, world_config, config.seed)
     stages = run_stages(config, rows_config, world_config)
-    models = {name: load_checkpoint(f"{config.out}/{name}/model.pt").to(check_device(config.device)) for name in stages}
+    models = {name: load_checkpoint(f"{config.out}/{name}/model.pt").to(config.device)
+              for name in stages}
     print("\n=== all of them on the same held-out prompts", flush=True)
     rows, frontier = measure(task, models, config)
     add_costs(rows, stages)
 
     results = {
         "seed": config.seed, "seconds": time.perf_counter() - started,
-        "heldout_prompts": len(task.heldout_prompts), "heldout_pairs": len(task.heldout_preferences),
+        "heldout_prompts": len(task.heldout_prompts),
+        "heldout_pairs": len(task.heldout_preferences),
         "stages": stages, "methods": {row.name: row.figures for row in rows},
         "ppo_history": read_history(f"{config.out}/ppo"),
     }
-    if frontier is not None:
+    if frontier is not None and task.world is not None:
         results["bayes_accuracy"] = task.world.bayes_accuracy(task.heldout_preferences)
         results["limit"] = {"kl": frontier.kls.tolist(), "true_reward": frontier.rewards.tolist(),
                             "bound_nats": frontier.bound, "samples_per_prompt": config.pool}
+    out = Path(config.out)
     if config.sweep:
-        results["sweep"] = json.loads((Path(config.out) / "dpo" / "sweep.json").read_text(encoding="utf-8"))
-    write_json(Path(config.out) / "results.json", results)
-    fixed = [(prompt, {row.name: row.texts[row.prompts.index(prompt)] for row in rows})
-             for prompt in task.heldout_prompts[:6]]
-    write_report(config.out, results, fixed)
+        results["sweep"] = json.loads(
+            (out / "dpo" / "sweep.json").read_text(encoding="utf-8"))
+    write_json(out / "results.json", results)
+    samples = [(prompt, {row.name: row.texts[row.prompts.index(prompt)] for row in rows})
+               for prompt in task.heldout_prompts[:6]]
+    write_report(config.out, results, samples)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -1,14 +1,15 @@
-"""What the script of a lesson says its results with.
+"""How the script of a lesson reports its results.
 
-    lesson = Lesson("05_dpo")                                  # the script lessons/05_dpo/lesson.py
+    lesson = Lesson("05_dpo")                                # for lessons/05_dpo/lesson.py
     lesson.number("loss_at_start", losses[0], ".4f")
-    lesson.number("accuracy", of_three_seeds, ".3f")           # kept as mean ± standard deviation
+    lesson.number("accuracy", of_three_seeds, ".3f")         # saved as mean ± standard deviation
     lesson.table("sweep", ["beta", "KL"], [["0.1", "2.3"], ["1.0", "0.9"]])
     lesson.figure("margins", figure, "The margin grows while both log-probabilities fall.")
     lesson.done()
 
-All of it is shown, and kept for the article: `python -m lessons.build` runs the scripts and puts what they said where
-the articles ask for it.  A script run by hand writes into runs/lessons/ instead, and changes no article.
+Everything is printed, and saved for the article: `python -m lessons.build` runs the scripts and
+fills their results into the articles.  A script run by hand saves to runs/lessons/ instead, and
+changes no article.
 """
 
 import ast
@@ -24,22 +25,24 @@ from typing import Any
 
 import torch
 
-from minigpt.cli import UserError
 from minigpt.disk import write_json
+from minigpt.errors import UserError
 from minigpt.plots import pyplot
 
 LESSONS = Path(__file__).parent
 RUNS = LESSONS.parent / "runs" / "lessons"
 SCRIPTS = ("lesson", "solutions")
 NEEDED = "building the lessons needs more packages: pip install -e '.[lessons]' -c constraints.txt"
-STYLE = {"figure.facecolor": "white", "savefig.facecolor": "white", "svg.hashsalt": "lessons", "axes.titlesize": 10,
-         "legend.frameon": False, "legend.fontsize": 8.5, "lines.linewidth": 1.8}
+STYLE = {"figure.facecolor": "white", "savefig.facecolor": "white", "svg.hashsalt": "lessons",
+         "axes.titlesize": 10, "legend.frameon": False, "legend.fontsize": 8.5,
+         "lines.linewidth": 1.8}
 
 
 class Lesson:
-    """The results of one script of the folder lessons/<name>/.  Raises UserError if matplotlib is missing.
+    """The results of one script in the folder lessons/<name>/.
 
-    quick: only to see that it runs (`python -m lessons 05 --quick`).
+    quick: a short run that only shows that the script works (`python -m lessons 05 --quick`).
+    Raises UserError if matplotlib is missing.
     """
 
     def __init__(self, name: str, script: str = "lesson"):
@@ -51,33 +54,39 @@ class Lesson:
         self.article = results_of(name).get(script, self.results)
         self.plt = pyplot()
         if self.plt is None:
-            raise UserError("the lessons draw figures: pip install -e '.[plots]' -c constraints.txt")
+            raise UserError("the lessons need matplotlib: pip install -e '.[plots]' "
+                            "-c constraints.txt")
         self.plt.rcParams.update(STYLE)
-        torch.set_num_threads(1)  # enough for models this small, and with a fixed number a run repeats bit for bit
+        torch.set_num_threads(1)  # enough for such small models; a fixed number makes runs repeat
 
     def pick(self, full: Any, quick: Any) -> Any:
-        """A size: of the real run, or of the quick one."""
+        """One of two values: `quick` in a quick run, else `full`."""
         return quick if self.quick else full
 
     def panels(self, count: int = 1, height: float = 3.4, **options: Any) -> tuple[Any, Any]:
-        """A figure of so many panels side by side, and its axes, as matplotlib's `subplots` gives them."""
-        return self.plt.subplots(1, count, figsize=(max(5.4, 4.1 * count), height), layout="constrained", **options)
+        """A figure with `count` panels side by side, and its axes: matplotlib's `subplots`."""
+        return self.plt.subplots(1, count, figsize=(max(5.4, 4.1 * count), height),
+                                 layout="constrained", **options)
 
     def number(self, name: str, value: float | str | Sequence[float], form: str = ".3f") -> None:
-        """Keep a number as the article will print it; several (one a seed) become mean ± standard deviation."""
+        """Save a number as the article prints it; several (one per seed) as mean ± deviation."""
         text = value if isinstance(value, str) else spread(value, form)
         self._keep("numbers", name, text)
         said = self.article["numbers"].get(name, text)
         print(f"{name} = {text}" + f"   (in the article: {said})" * (said != text))
 
     def table(self, name: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Save a table, and print it with aligned columns."""
         cells = [[str(cell) for cell in row] for row in (head, *rows)]
         self._keep("tables", name, cells)
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         print("\n" + "\n".join("  ".join(map(str.ljust, row, widths)) for row in cells) + "\n")
 
     def figure(self, name: str, figure: Any, caption: str) -> None:
-        """Save as figures/<name>.svg and .png, and show it if this is a notebook.  The caption states the finding."""
+        """Save figures/<name>.svg and .png, and show it in a notebook.
+
+        The caption states the finding.
+        """
         from PIL import Image as Pillow  # comes with matplotlib
 
         self._keep("figures", name, caption)
@@ -85,7 +94,8 @@ class Lesson:
         path = self.folder / "figures" / f"{name}.png"
         figure.savefig(path, dpi=160)
         picture = Pillow.open(path).convert("RGB")
-        picture.quantize(128, dither=Pillow.Dither.NONE).save(path, optimize=True)  # as good to the eye, a third of it
+        # 128 colours look the same and take a third of the space
+        picture.quantize(128, dither=Pillow.Dither.NONE).save(path, optimize=True)
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
         self.plt.close(figure)
         if hasattr(builtins, "get_ipython"):
@@ -95,51 +105,55 @@ class Lesson:
         print(f"figure {name}: {caption}")
 
     def done(self) -> None:
-        """The end of the script: write down what it said."""
+        """Write all results to <script>.json; the last call of a script."""
         seconds = time.perf_counter() - self.started
-        self.results |= {"seconds": round(seconds), "script": fingerprint(LESSONS / self.name / f"{self.script}.py")}
+        self.results |= {"seconds": round(seconds),
+                         "script": fingerprint(LESSONS / self.name / f"{self.script}.py")}
         write_json(self.folder / f"{self.script}.json", self.results)
-        print(f"\n{seconds:.0f} s; figures and {self.script}.json are in {os.path.relpath(self.folder)}"
-              + "; a quick run: its figures mean nothing" * self.quick)
+        print(f"\n{seconds:.0f} s; figures and {self.script}.json are in "
+              f"{os.path.relpath(self.folder)}"
+              + "; results of a quick run are meaningless" * self.quick)
 
     def _keep(self, kind: str, name: str, value: Any) -> None:
         if name in self.results[kind]:
-            raise ValueError(f"{self.name}: {name!r} is among the {kind} already")
+            raise ValueError(f"{self.name}: there is already a {name!r} among the {kind}")
         self.results[kind][name] = value
 
 
 def spread(value: float | Sequence[float], form: str = ".3f") -> str:
-    """One number, or several as mean ± sample standard deviation."""
+    """Format one number, or several as mean ± sample standard deviation."""
     if not isinstance(value, Sequence):
         return format(value, form)
     return f"{mean(value):{form}} ± {stdev(value):{form.lstrip('+')}}"
 
 
 def names() -> list[str]:
-    """The folders of the lessons, in order."""
+    """The folder names of the lessons, in order."""
     return sorted(path.parent.name for path in LESSONS.glob("[0-9][0-9]_*/README.md"))
 
 
 def find(number: str) -> str:
-    """The folder of a lesson, by its number or name.  Raises UserError if there is no such lesson."""
+    """The folder name of a lesson, from its number or name.  Raises UserError if there is none."""
     found = [name for name in names() if name == number or name.split("_")[0] == number.zfill(2)]
     if not found:
-        raise UserError(f"there is no lesson {number!r}: there are {', '.join(names())}")
+        raise UserError(f"there is no lesson {number!r}; the lessons are {', '.join(names())}")
     return found[0]
 
 
 def title_and_question(name: str) -> tuple[str, str]:
-    """How the article begins."""
+    """The title and the question at the top of the article."""
     title, _, question = (LESSONS / name / "README.md").read_text(encoding="utf-8").splitlines()[:3]
     return title.lstrip("# "), question.strip("*")
 
 
 def results_of(name: str) -> dict[str, dict[str, Any]]:
-    """What the scripts of a lesson said when its article was built, by script."""
+    """Script -> its results when the article was built."""
     paths = {script: LESSONS / name / f"{script}.json" for script in SCRIPTS}
-    return {script: json.loads(path.read_text(encoding="utf-8")) for script, path in paths.items() if path.exists()}
+    return {script: json.loads(path.read_text(encoding="utf-8"))
+            for script, path in paths.items() if path.exists()}
 
 
 def fingerprint(script: Path) -> str:
-    """Of what a script does: the same after a change of its comments or its layout."""
-    return hashlib.sha256(ast.dump(ast.parse(script.read_text(encoding="utf-8"))).encode()).hexdigest()[:16]
+    """A hash of the code of a script, unaffected by its comments and layout."""
+    code = ast.dump(ast.parse(script.read_text(encoding="utf-8")))
+    return hashlib.sha256(code.encode()).hexdigest()[:16]

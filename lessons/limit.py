@@ -1,15 +1,16 @@
 """The limit: the best true reward that any policy can have at a given KL from the SFT model.
 
-Among all policies, the one that maximises E[r] - beta KL(pi || ref) is the reference tilted by the reward,
+The policy that maximises E[r] - beta KL(pi || ref) is the reference tilted by the reward,
 
-    pi*(y|x) = ref(y|x) exp(r(x, y) / beta) / Z(x)                      (Rafailov et al. 2023, eq. 4)
+    pi*(y|x) = ref(y|x) exp(r(x, y) / beta) / Z(x)        (Rafailov et al. 2023, eq. 4)
 
-so as beta runs from infinity to 0 it traces the frontier of reward over KL.  With n samples of the reference for a
-prompt, each weighs w_i = exp(r_i / beta) / sum_j exp(r_j / beta), which gives both coordinates:
+so as beta falls from infinity to 0, it traces the frontier of reward over KL.  Given n samples from
+the reference for a prompt, sample i has the weight w_i = exp(r_i / beta) / sum_j exp(r_j / beta),
+and the two coordinates are
 
     reward = sum_i w_i r_i              KL = sum_i w_i log(n w_i) = E[r] / beta - log Z
 
-With n samples no KL above log n can be seen; a policy further away is compared with the last point.
+n samples cannot show a KL above log n; a policy further away is compared with the last point.
 """
 
 import math
@@ -17,13 +18,14 @@ import math
 import torch
 from torch import Tensor
 
-BETAS = torch.logspace(2, -2, 200, dtype=torch.float64)  # from hardly any tilt to nearly the best sample alone
+BETAS = torch.logspace(2, -2, 200, dtype=torch.float64)  # from hardly tilted to the best sample
 
 
 class Frontier:
-    """Reward over KL, from true rewards of reference samples (P prompts, n samples).
+    """The best reward at each KL, given the true rewards (P, n) of n reference samples per prompt.
 
-    kls, rewards: (200,), means over prompts at each beta; start: the reference's own mean reward; bound: log n nats.
+    kls, rewards: (200,), means over prompts at each beta.  start: the reference's own mean reward.
+    bound: log n, in nats.
     """
 
     def __init__(self, rewards: Tensor):
@@ -36,7 +38,7 @@ class Frontier:
         self.start, self.bound = float(rewards.mean()), math.log(n)
 
     def reward_at(self, kl: float) -> float:
-        """The frontier's reward at this KL, between the two nearest points."""
+        """The best reward at this KL (in nats), interpolated between the nearest two points."""
         above = int((self.kls < kl).sum())
         if above == 0:
             return self.start
@@ -47,16 +49,17 @@ class Frontier:
         return float(self.rewards[left] + share * (self.rewards[right] - self.rewards[left]))
 
     def share_of_gain(self, reward: float, kl: float) -> float:
-        """What a policy gained over the reference, relative to what was possible at its KL."""
+        """The gain over the reference, divided by the best possible at this KL; nan if 0."""
         possible = self.reward_at(kl) - self.start
         return (reward - self.start) / possible if possible > 1e-6 else float("nan")
 
 
 def best_of_n_kl(scores: Tensor, n: int) -> float:
-    """KL from the reference of picking the best-scored of n samples, in nats, from one prompt's sample scores (N,).
+    """KL from the reference to best-of-n, in nats, given the scores (N,) of samples for one prompt.
 
-    With F the distribution function of the scores, a score s is the best of n with probability F(s)^n - F(s-)^n.
-    Where no two draws tie this is log n - (n - 1) / n; ties make it less (Beirami et al. 2024, arXiv:2401.01879).
+    With F the cumulative distribution of the scores, the best of n has the score s with probability
+    F(s)^n - F(s-)^n.  Without ties the KL is log n - (n - 1) / n; ties reduce it (Beirami et al.
+    2024, arXiv:2401.01879).
     """
     _, counts = scores.cpu().unique(return_counts=True)
     p = counts.double() / counts.sum()

@@ -1,6 +1,7 @@
-"""The single-page reader: every article in one HTML file that works from the file system, without the network.
+"""The single-page reader: all articles in one HTML file that needs neither server nor network.
 
-Formulas become MathML, which browsers draw by themselves; code is coloured here; figures are those of the articles.
+Formulas become MathML, which browsers render natively; code is highlighted here; the figures are
+the files of the articles.
 """
 
 import html
@@ -11,15 +12,18 @@ from typing import Any
 
 from lessons.articles import slug
 from lessons.course import LESSONS, NEEDED, names, title_and_question
-from minigpt.cli import UserError
 from minigpt.disk import write_atomically
+from minigpt.errors import UserError
 
 READER = LESSONS / "reader"
 RUNS = LESSONS / "07_over_optimisation" / "runs.json"
 
 
 def build_site() -> Path:
-    """Write lessons/site/index.html.  Raises UserError if the packages for that are missing."""
+    """Write lessons/site/index.html and return its path.
+
+    Raises UserError if a package is missing.
+    """
     path = LESSONS / "site" / "index.html"
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, lambda file: file.write(page().encode("utf-8")))
@@ -27,31 +31,38 @@ def build_site() -> Path:
 
 
 def page() -> str:
-    """The whole page."""
+    """The whole page as HTML.  Raises UserError if a package is missing."""
     parser = markdown()
     parts = {"style": (READER / "style.css").read_text(encoding="utf-8") + code_colours(),
              "reader": (READER / "reader.js").read_text(encoding="utf-8"),
              "interactive_script": (READER / "interactive.js").read_text(encoding="utf-8"),
              "interactive": (READER / "interactive.html").read_text(encoding="utf-8"),
-             "runs": json.dumps(json.loads(RUNS.read_text(encoding="utf-8")), separators=(",", ":")),
-             "navigation": "\n".join(f'<li><a href="#{name}">{html.escape(title_and_question(name)[0])}</a></li>'
+             "runs": json.dumps(json.loads(RUNS.read_text(encoding="utf-8")),
+                                separators=(",", ":")),
+             "navigation": "\n".join(f'<li><a href="#{name}">'
+                                     f'{html.escape(title_and_question(name)[0])}</a></li>'
                                      for name in names()),
              "articles": "\n".join([article(parser, "", LESSONS / "README.md"),
-                                    *(article(parser, name, LESSONS / name / "README.md") for name in names())])}
+                                    *(article(parser, name, LESSONS / name / "README.md")
+                                      for name in names())])}
     frame = (READER / "frame.html").read_text(encoding="utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda mark: parts[mark[1]], frame)
+    return re.sub(r"\{\{(\w+)\}\}", lambda slot: parts[slot[1]], frame)
 
 
 def article(parser: Any, name: str, path: Path) -> str:
-    """One article as a section; its links lead to other sections, or to files beside the page."""
+    """One article as a section, with links to other sections and to files relative to the page."""
     text = parser.render(re.sub(r"<!--.*?-->", "", path.read_text(encoding="utf-8")))
-    text = re.sub(r'(href|src)="([^"]+)"', lambda found: f'{found[1]}="{target(name, found[2])}"', text)
-    text = re.sub(r"<h([1-6])>(.*?)</h\1>", lambda found: heading(name, int(found[1]), found[2]), text)
-    text = text.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
+    text = re.sub(r'(href|src)="([^"]+)"',
+                  lambda found: f'{found[1]}="{target(name, found[2])}"', text)
+    text = re.sub(r"<h([1-6])>(.*?)</h\1>",
+                  lambda found: heading(name, int(found[1]), found[2]), text)
+    text = text.replace("<table>", '<div class="wide"><table>') \
+        .replace("</table>", "</table></div>")
     return f'<section class="article" id="{name or "start"}">\n{text}</section>'
 
 
 def heading(name: str, level: int, text: str) -> str:
+    """A heading with an anchor and a link to it."""
     if level == 1:
         return f"<h1>{text}</h1>"
     place = f"{name or 'start'}-{slug(html.unescape(re.sub('<.*?>', '', text)))}"
@@ -60,7 +71,7 @@ def heading(name: str, level: int, text: str) -> str:
 
 
 def target(name: str, link: str) -> str:
-    """Where a link of an article leads from the page, which lies as deep as the articles do."""
+    """A link of an article, rewritten for the page, which is as deep in the tree as an article."""
     if re.match(r"https?:|data:", link):
         return link
     if link.startswith("#"):
@@ -68,13 +79,13 @@ def target(name: str, link: str) -> str:
     lesson = re.fullmatch(r"(?:\.\./)?(\d\d_\w+)/README\.md(?:#(.+))?", link)
     if lesson:
         return f"#{lesson[1]}" + (f"-{lesson[2]}" if lesson[2] else "")
-    if not name:  # lessons/README.md is one floor higher
+    if not name:  # lessons/README.md is one level up
         return "../" + link
     return link if link.startswith("../") else f"../{name}/{link}"
 
 
 def markdown() -> Any:
-    """Markdown with tables, formulas and coloured code -> HTML."""
+    """A Markdown parser with tables, formulas and highlighted code."""
     try:
         from latex2mathml.converter import convert
         from markdown_it import MarkdownIt
@@ -96,7 +107,9 @@ def markdown() -> Any:
 
 
 def code_colours() -> str:
+    """CSS for the highlighted code, for light and dark mode."""
     from pygments.formatters import HtmlFormatter
 
-    light, dark = (HtmlFormatter(style=style).get_style_defs("pre") for style in ("friendly", "monokai"))
+    light, dark = (HtmlFormatter(style=style).get_style_defs("pre")
+                   for style in ("friendly", "monokai"))
     return f"\n{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n"

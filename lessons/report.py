@@ -1,4 +1,4 @@
-"""The report of `lessons.compare`: the same content as Markdown, as one self-contained HTML file, and on the screen."""
+"""The report of `lessons.compare`, as Markdown, as a self-contained HTML file, and printed."""
 
 import base64
 import html
@@ -8,7 +8,7 @@ from typing import Any
 
 from lessons.charts import save_frontier, save_ppo_over_time
 
-# column title, figure of results["methods"][name], format
+# column title, key in results["methods"][name], format
 COLUMNS = (
     ("preference accuracy", "preference_accuracy", ".3f"),
     ("true reward", "true_reward", "+.2f"),
@@ -28,18 +28,22 @@ COLUMNS = (
 
 
 def method_table(methods: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
-    """Header and one line of text cells for each method; a column that no method has is left out."""
-    columns = [column for column in COLUMNS if any(column[1] in figures for figures in methods.values())]
-    lines = [["", *(title for title, _, _ in columns)]]
+    """The header and one row of cells per method; columns that no method has are left out."""
+    columns = [column for column in COLUMNS
+               if any(column[1] in figures for figures in methods.values())]
+    rows = [["", *(title for title, _, _ in columns)]]
     for name, figures in methods.items():
-        lines.append([name, *(format(figures[key], spec) if key in figures else "-" for _, key, spec in columns)])
-    return lines
+        rows.append([name, *(format(figures[key], spec) if key in figures else "-"
+                             for _, key, spec in columns)])
+    return rows
 
 
 def limit_line(results: Mapping[str, Any], table: Sequence[Sequence[str]]) -> list[str]:
-    """The limit row: the best true reward at the largest KL that the samples show."""
-    limit, cells = results["limit"], dict.fromkeys(table[0], "-")
-    cells[""], cells["true reward"] = "limit", f"{limit['true_reward'][-1]:+.2f}"
+    """The row of the limit: the best true reward, at the largest KL that the samples can show."""
+    limit = results["limit"]
+    cells = dict.fromkeys(table[0], "-")
+    cells[""] = "limit"
+    cells["true reward"] = f"{limit['true_reward'][-1]:+.2f}"
     cells["KL (nats/response)"] = f"{limit['kl'][-1]:.2f}"
     cells["preference accuracy"] = f"{results['bayes_accuracy']:.3f}"
     cells["share of possible gain"] = "100%"
@@ -47,91 +51,113 @@ def limit_line(results: Mapping[str, Any], table: Sequence[Sequence[str]]) -> li
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:
-    """What a reader must know to read the table."""
-    lines = [f"Seed {results['seed']}; {results['heldout_prompts']} held-out prompts and {results['heldout_pairs']} "
-             f"held-out pairs, none of them in any training data. The whole run took {results['seconds']:.0f} seconds."]
+    """What a reader needs to know about the table, a paragraph each."""
+    lines = [f"Seed {results['seed']}; {results['heldout_prompts']} held-out prompts and "
+             f"{results['heldout_pairs']} held-out pairs, none of them in any training data. The "
+             f"whole run took {results['seconds']:.0f} seconds."]
     if "limit" in results:
         limit = results["limit"]
         lines += [
-            f"Limit: the best that any policy can do at that KL, from {limit['samples_per_prompt']} SFT samples for each "
-            f"prompt, tilted by the true reward. So many samples show no KL above log n = {limit['bound_nats']:.2f} nats; "
-            "beyond the last point the limit is flat, the best reward there is. It is an estimate, a little low. Its "
-            "preference accuracy is the Bayes accuracy, what knowing the true reward exactly would score.",
-            "Each method went as far from SFT as its own beta let it, so compare the shares of the possible gain, not the "
-            "true rewards alone.",
+            "Limit: the best true reward of any policy at that KL, estimated from "
+            f"{limit['samples_per_prompt']} SFT samples per prompt, reweighted by the true reward. "
+            f"They cannot show a KL above log n = {limit['bound_nats']:.2f} nats; beyond the last "
+            "point the limit is flat, at the best reward sampled. The estimate is slightly low. "
+            "Its preference accuracy is the Bayes accuracy: what knowing the true reward exactly "
+            "would score.",
+            "Each method moved as far from SFT as its own beta let it, so compare the shares of "
+            "the possible gain, not the true rewards alone.",
         ]
     lines += [
-        "Preference accuracy: of the implicit reward log pi/ref for SFT, PPO and DPO (SFT is the reference, so it ties "
-        "everywhere), of the reward model for best-of-n.",
-        "Memory and seconds are those of each method's own training commands with their reports: PPO pays for the reward "
-        "model too, DPO for nothing but itself, and all of them stand on the SFT model. "
-        "Best-of-n trains no policy, and pays with "
-        "n answers sampled for each one given.",
+        "Preference accuracy: by the implicit reward log pi/ref for SFT, PPO and DPO (SFT is the "
+        "reference, so every pair is a tie), by the reward model for best-of-n.",
+        "Memory and seconds are those of each method's own training commands, reports included: "
+        "PPO's include the reward model, DPO's only DPO. All methods also need the SFT model. "
+        "Best-of-n trains no policy, but samples n answers for each one that it gives.",
     ]
     return lines
 
 
-def write_report(out: str, results: Mapping[str, Any], samples: Sequence[tuple[str, Mapping[str, str]]]) -> None:
-    """report.md, report.html and the figures into `out`; the table on the screen."""
+def write_report(out: str, results: Mapping[str, Any],
+                 samples: Sequence[tuple[str, Mapping[str, str]]]) -> None:
+    """Write report.md, report.html and the figures to `out`, and print the table and the notes.
+
+    results: the content of results.json.  samples: (prompt, {method: its answer}).
+    """
     folder = Path(out)
     table = method_table(results["methods"])
     if "limit" in results:
         table.append(limit_line(results, table))
     figures = [path for path in (save_frontier(folder / "frontier.png", results),
-                                 save_ppo_over_time(folder / "ppo_over_time.png", results)) if path]
+                                 save_ppo_over_time(folder / "ppo_over_time.png", results))
+               if path]
     sections = [("Four ways from one model", table)]
     if "sweep" in results:
         sections.append(("DPO at four values of beta", sweep_table(results["sweep"])))
-    sections.append(("What they say (one sample each)", [["prompt", *samples[0][1]],
-                                                         *([prompt, *texts.values()] for prompt, texts in samples)]))
-    (folder / "report.md").write_text(as_markdown(sections, notes(results), figures), encoding="utf-8")
-    (folder / "report.html").write_text(as_html(sections, notes(results), figures), encoding="utf-8")
+    answers = [["prompt", *samples[0][1]],
+               *([prompt, *texts.values()] for prompt, texts in samples)]
+    sections.append(("What they say (one sample each)", answers))
+    lines = notes(results)
+    (folder / "report.md").write_text(as_markdown(sections, lines, figures), encoding="utf-8")
+    (folder / "report.html").write_text(as_html(sections, lines, figures), encoding="utf-8")
     print(as_text(table))
-    print("\n" + "\n".join(notes(results)))
+    print("\n" + "\n".join(lines))
     print(f"\nreport: {folder / 'report.md'} and {folder / 'report.html'}"
           + ("" if figures else " (for figures: pip install -e '.[plots]' -c constraints.txt)"))
 
 
 def sweep_table(sweep: Sequence[Mapping[str, float]]) -> list[list[str]]:
-    columns = {"beta": "beta", "preference_accuracy_heldout": "preference accuracy", "true_reward": "true reward",
-               "kl_nats_per_response": "KL (nats/response)", "rewards_chosen_heldout": "chosen reward",
+    """The header and one row of cells per beta."""
+    columns = {"beta": "beta", "preference_accuracy_heldout": "preference accuracy",
+               "true_reward": "true reward", "kl_nats_per_response": "KL (nats/response)",
+               "rewards_chosen_heldout": "chosen reward",
                "rewards_rejected_heldout": "rejected reward", "distinct_2": "distinct-2"}
     present = {key: title for key, title in columns.items() if key in sweep[0]}
     return [list(present.values()), *([f"{row[key]:.3g}" for key in present] for row in sweep)]
 
 
 def as_text(table: Sequence[Sequence[str]]) -> str:
-    """Turned on its side, so that it fits on a screen: one line for each column, one column for each method."""
-    turned = list(zip(*table, strict=True))
-    widths = [max(len(line[i]) for line in turned) for i in range(len(table))]
-    return "\n" + "\n".join("  ".join(cell.ljust(width) if i == 0 else cell.rjust(width)
-                                      for i, (cell, width) in enumerate(zip(line, widths, strict=True)))
-                            for line in turned)
+    """The table transposed, so that it fits on a screen: one column per method."""
+    widths = [max(map(len, row)) for row in table]
+    lines = [[cell.ljust(width) if i == 0 else cell.rjust(width)
+              for i, (cell, width) in enumerate(zip(line, widths, strict=True))]
+             for line in zip(*table, strict=True)]
+    return "\n" + "\n".join(map("  ".join, lines))
 
 
-def as_markdown(sections: Sequence[tuple[str, list[list[str]]]], lines: Sequence[str], figures: Sequence[Path]) -> str:
+def as_markdown(sections: Sequence[tuple[str, list[list[str]]]], lines: Sequence[str],
+                figures: Sequence[Path]) -> str:
+    """The report: figures, then (title, table) sections, with the notes after the first."""
     parts = ["# One model, aligned four ways\n"]
     parts += [f"![{figure.stem.replace('_', ' ')}]({figure.name})\n" for figure in figures]
     for title, table in sections:
-        rows = ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in table]
-        parts.append("\n".join([f"## {title}\n", rows[0], "|" + " --- |" * len(table[0]), *rows[1:]]) + "\n")
+        rows = ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row)
+                + " |" for row in table]
+        parts.append("\n".join([f"## {title}\n", rows[0], "|" + " --- |" * len(table[0]),
+                                *rows[1:]]) + "\n")
         if title.startswith("Four ways"):
             parts += [line + "\n" for line in lines]
     return "\n".join(parts)
 
 
-STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse;display:block;overflow-x:auto}td,th{padding:.3rem .6rem;border-bottom:1px solid #ccc;
+STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;\
+padding:0 1rem;color:#222}
+table{border-collapse:collapse;display:block;overflow-x:auto}\
+td,th{padding:.3rem .6rem;border-bottom:1px solid #ccc;
 text-align:left}img{max-width:100%;background:#fff}
 @media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}td,th{border-color:#444}}"""
 
 
-def as_html(sections: Sequence[tuple[str, list[list[str]]]], lines: Sequence[str], figures: Sequence[Path]) -> str:
-    parts = ["<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>",
-             f"<title>One model, aligned four ways</title><style>{STYLE}</style><h1>One model, aligned four ways</h1>"]
+def as_html(sections: Sequence[tuple[str, list[list[str]]]], lines: Sequence[str],
+            figures: Sequence[Path]) -> str:
+    """The same as `as_markdown` makes, in HTML, with the figures embedded."""
+    heading = "One model, aligned four ways"
+    parts = ["<!doctype html><html lang='en'><meta charset='utf-8'>"
+             "<meta name='viewport' content='width=device-width'>",
+             f"<title>{heading}</title><style>{STYLE}</style><h1>{heading}</h1>"]
     for figure in figures:
         data = base64.b64encode(figure.read_bytes()).decode("ascii")
-        parts.append(f"<p><img alt='{figure.stem.replace('_', ' ')}' src='data:image/png;base64,{data}'></p>")
+        parts.append(f"<p><img alt='{figure.stem.replace('_', ' ')}' "
+                     f"src='data:image/png;base64,{data}'></p>")
     for title, table in sections:
         head, *body = [[html.escape(cell) for cell in row] for row in table]
         parts.append(f"<h2>{html.escape(title)}</h2><table><tr><th>" + "<th>".join(head)

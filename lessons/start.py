@@ -1,11 +1,12 @@
-"""Where most lessons start: eight facts of the little world, and a small SFT model and reward model that learned them.
+"""Where most lessons start: eight facts of the little world, and small models that learned them.
 
-    start = starting_point(seed=0)              # a minute the first time, then read from runs/lessons/
-    policy = start.fresh_policy()               # a copy of start.sft
+    start = starting_point(seed=0)  # a minute the first time, then read from runs/lessons/
+    policy = start.fresh_policy()   # a copy of start.sft
     dpo_train(policy, start.sft, start.world.preferences, **DPO)
     start.measure(policy)["true_reward"]
 """
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable
@@ -18,28 +19,33 @@ from torch import nn
 
 from data.task import RowsConfig, load_task
 from data.world import World, WorldConfig
+from dpo.train import DPOConfig
 from lessons.course import LESSONS, RUNS, fingerprint
 from lessons.limit import Frontier
 from minigpt.checkpoint import load_checkpoint, save_checkpoint
-from minigpt.evaluation import evaluate_policy, sample_answers
-from minigpt.model import MiniGPT, copy_model_weights
+from minigpt.evaluation import evaluate_policy
+from minigpt.model import MiniGPT
+from minigpt.recipes import recipe
 from minigpt.sampling import generate
+from ppo.train import PPOConfig
 from reward.model import RewardModel
-from reward.train import center, train_reward_model
-from sft.main import as_rows, train_sft_model
+from reward.start import train_centered
+from reward.train import RewardConfig
+from sft.start import plain_text_rows, train_sft_model
 from sft.train import SFTConfig, sft_train
 
 SIZE = {"embed_dim": 64, "num_heads": 4, "num_layers": 3, "ff_dim": 256}
-WORLD = {"facts": 8, "plain_rows": 6000, "sft_rows": 8000, "preference_rows": 8000, "heldout_rows": 600}
-QUICK_WORLD = {"facts": 8, "plain_rows": 160, "sft_rows": 160, "preference_rows": 96, "heldout_rows": 48}
-LONGEST_ANSWER = 64  # tokens
+WORLD = recipe("lesson", WorldConfig)
+QUICK_WORLD = {"facts": 8, "plain_rows": 160, "sft_rows": 160, "preference_rows": 96,
+               "heldout_rows": 48}
 
-# Recipes for this size; a lesson changes one thing at a time.
-BASE = {"lr": 2e-3, "batch_size": 8, "weight_decay": 0.1, "precision": "float32"}
-SFT = {**BASE, "lr": 1.5e-3}
-REWARD = {"num_epochs": 2, "lr": 3e-4, "batch_size": 8, "warmup": 0.1, "weight_decay": 0.1, "precision": "float32"}
-DPO = {"num_epochs": 1, "lr": 1e-4, "beta": 2.0, "batch_size": 32, "precision": "float32"}
-PPO = {"num_episodes": 60, "lr": 3e-4, "kl_coeff": 0.5, "max_new_tokens": LONGEST_ANSWER}
+# Recipes for this size, from minigpt/recipes.py; a lesson changes one thing at a time.
+SFT = recipe("lesson", SFTConfig)
+BASE = {**SFT, "lr": SFTConfig.base_lr}
+REWARD = recipe("lesson", RewardConfig)
+DPO = recipe("lesson", DPOConfig)
+PPO = recipe("lesson", PPOConfig)
+LONGEST_ANSWER = PPO["max_new_tokens"]
 
 
 @dataclass
@@ -54,16 +60,16 @@ class Start:
 
     def fresh_policy(self) -> MiniGPT:
         """A copy of the SFT model, to be trained."""
-        return copy_model_weights(self.sft, MiniGPT(**self.sft.settings))
+        return copy.deepcopy(self.sft)
 
     def measure(self, policy: MiniGPT, samples: int = 16) -> dict[str, float]:
-        """What the policy says to held-out prompts: true_reward, right_share, kl_nats_per_response, finished_share, ..."""
-        return evaluate_policy(policy, self.sft, self.world.heldout_prompts, samples, LONGEST_ANSWER, self.seed,
-                               self.world.measure)
+        """Figures of answers to held-out prompts: true_reward, kl_nats_per_response, ..."""
+        return evaluate_policy(policy, self.sft, self.world.heldout_prompts, samples,
+                               LONGEST_ANSWER, self.seed, self.world.measure)
 
     @cached_property
     def frontier(self) -> Frontier:
-        """The best true reward that any policy can have at each KL from the SFT model (lessons/limit.py)."""
+        """The best true reward that any policy can have at each KL (lessons/limit.py)."""
         rewards = []
         for number, prompt in enumerate(self.world.heldout_prompts):
             pool = generate(self.sft, [prompt] * 512, LONGEST_ANSWER, seed=number)
@@ -72,18 +78,20 @@ class Start:
 
 
 def starting_point(seed: int = 0, quick: bool = False, **world_options: Any) -> Start:
-    """The models for this seed and this world, trained now or read from an earlier time.  quick: hardly trained.
+    """The models for this seed and this world, trained now or read from an earlier time.
 
-    world_options: fields of `data.world.WorldConfig`, such as length_bias; those that only change the preferences
-    leave base and SFT model as they are.
+    quick: hardly trained.  world_options: fields of `data.world.WorldConfig`, such as length_bias;
+    those that only change the preferences leave base and SFT model as they are.
     """
-    task = load_task(RowsConfig(), WorldConfig(**{**(QUICK_WORLD if quick else WORLD), **world_options}), seed)
+    config = WorldConfig(**{**(QUICK_WORLD if quick else WORLD), **world_options})
+    task = load_task(RowsConfig(), config, seed)
     world = task.world
+    assert world is not None  # RowsConfig() names no file
     base = kept(lambda: train_base(world, seed), "base", world.plain_text, SIZE, BASE, seed)
-    sft = kept(lambda: train_sft_model(base, task, SFTConfig(seed=seed, **SFT))[0], "sft", world.sft_rows,
-               world.plain_text, SIZE, BASE, SFT, seed)
-    reward = kept(lambda: train_reward(sft, world, seed), "reward", world.preferences, world.sft_rows, SIZE, SFT, REWARD,
-                  seed)
+    sft = kept(lambda: train_sft_model(base, task, SFTConfig(seed=seed, **SFT))[0], "sft",
+               world.sft_rows, world.plain_text, SIZE, BASE, SFT, seed)
+    reward = kept(lambda: train_reward(sft, world, seed), "reward", world.preferences,
+                  world.sft_rows, SIZE, SFT, REWARD, seed)
     return Start(world, seed, base, sft, reward)
 
 
@@ -95,7 +103,7 @@ def library() -> list[str]:
 
 
 def kept(train: Callable[[], nn.Module], name: str, *made_from: Any) -> Any:
-    """The model that `train` returns, kept on disk for the next time that all it is made from is the same."""
+    """The model that `train` returns, kept on disk for when all it is made from is the same."""
     key = hashlib.sha256(json.dumps([library(), made_from]).encode()).hexdigest()[:12]
     path = RUNS / "start" / f"{name}-{key}.pt"
     if not path.exists():
@@ -107,13 +115,10 @@ def kept(train: Callable[[], nn.Module], name: str, *made_from: Any) -> Any:
 
 def train_base(world: World, seed: int) -> MiniGPT:
     torch.manual_seed(seed)
-    return sft_train(MiniGPT(**SIZE), as_rows(world.plain_text), seed=seed, **BASE)[0]
+    return sft_train(MiniGPT(**SIZE), plain_text_rows(world.plain_text), seed=seed, **BASE)[0]
 
 
 def train_reward(sft: MiniGPT, world: World, seed: int) -> RewardModel:
     """Trained on the preferences, with its zero at the SFT model's own answers."""
-    torch.manual_seed(seed)
-    model, _, _ = train_reward_model(RewardModel.from_policy(sft), world.preferences, seed=seed, **REWARD)
-    prompts, answers = sample_answers(sft, world.prompts, 4, LONGEST_ANSWER, seed)
-    center(model, prompts, [answer.ids for answer in answers])
-    return model
+    return train_centered(sft, world.preferences, world.prompts, RewardConfig(seed=seed, **REWARD),
+                          LONGEST_ANSWER, samples=4)[0]

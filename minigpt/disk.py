@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and by the first process alone."""
+"""Atomic writes, by the first process only."""
 
 import json
 import os
@@ -7,13 +7,25 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from minigpt import distributed
+from minigpt.errors import UserError
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder, if needed, and check that it is writable.  Raises UserError if not."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error}): choose another --out") from error
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Call write(binary file) on a temporary file beside `path`, flush it to the disk, then rename it over `path`.
+    """Call write(binary file) on a temporary file, flush it to disk, then rename it to `path`.
 
-    A kill in between leaves `path` as it was, and a temporary file that the next write takes over.  With several
-    processes only the first writes: the others would write the same.
+    If the process is killed in between, `path` is unchanged, and the temporary file stays until the
+    next write replaces it.  With several processes only the first writes.
     """
     if distributed.rank() > 0:
         return
@@ -31,10 +43,10 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def replace_text(path: str | Path, text: str) -> None:
-    """The new content of a text file."""
+    """Write a UTF-8 text file atomically, replacing any old one."""
     write_atomically(Path(path), lambda file: file.write(text.encode("utf-8")))
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """A JSON file that people can read too."""
+    """Write indented JSON atomically."""
     replace_text(path, json.dumps(content, indent=2) + "\n")

@@ -1,17 +1,19 @@
-"""torch.distributed, or nothing: the same loop in one process and in several.
+"""Several processes through torch.distributed; without torchrun, the same functions for one.
 
-`torchrun --nproc-per-node N -m dpo.main ...` starts N processes that run the same program on different rows.  After
-every backward pass DistributedDataParallel averages the gradients, so all of them make the same step.  Whatever else
-they must agree on goes through this file; without torchrun each function is what one process would do.
+`torchrun --nproc-per-node N -m dpo.main ...` starts N processes that run the same program on
+different rows.  Each backward pass averages the gradients over the processes
+(DistributedDataParallel), so all take the same step.  Everything else that they must agree on goes
+through this file.
 
-Where a model and what its training needs do not fit into one process, `shard` spreads them over all (FSDP2).
+If a model, its gradients and its optimizer state do not fit into one process, `--shard` splits them
+over all processes (FSDP2).
 """
 
 import copy
 import os
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -20,52 +22,57 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def start(device: str) -> None:
-    """Join the other processes, if torchrun started this one; all but the first fall silent (errors are still seen)."""
+    """Join the other processes, if torchrun started this one.
+
+    All but the first lose their standard output; errors are still shown.
+    """
     if not is_on() or dist.is_initialized():
         return
     if device.startswith("cuda"):
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     if rank() > 0:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open until the process ends
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - stays open
 
 
 def stop() -> None:
-    """Leave together with the others, at the end of a program: a process that goes while another still needs it, or with
-    something running in the background, would end with an error."""
+    """Wait for the other processes and disconnect; for the end of a program.
+
+    A process that exits while another still communicates with it makes that one fail.
+    """
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 
 
 def rank() -> int:
-    """The number of this process; 0 prints and writes."""
+    """The index of this process; process 0 prints and writes."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes work together."""
+    """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_on() -> bool:
-    """Whether torchrun started this process, as one of several."""
+    """Whether torchrun started this process."""
     return "RANK" in os.environ
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """A tensor of which each process may hold a part, whole."""
+    """The whole tensor, if each process holds a shard of it; else the tensor itself."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def barrier() -> None:
-    """Wait for the others."""
+    """Wait until every process is here."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def totals(values: Mapping[str, float], device: torch.device) -> dict[str, float]:
-    """Each value summed over the processes."""
+    """Each value, summed over the processes."""
     if not dist.is_initialized():
         return dict(values)
     summed = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
@@ -74,15 +81,15 @@ def totals(values: Mapping[str, float], device: torch.device) -> dict[str, float
 
 
 def means(values: Mapping[str, float], device: torch.device) -> dict[str, float]:
-    """Each value averaged over the processes."""
+    """Each value, averaged over the processes."""
     return {name: value / world_size() for name, value in totals(values, device).items()}
 
 
 class SharedGradients(nn.Module):
-    """Averages the gradients of several models over the processes while they are computed (DistributedDataParallel).
+    """What DistributedDataParallel wraps: several models whose gradients it averages.
 
-    Our loops call the models' own methods, `hidden_states` and `logits`, and not the wrapper's forward.  So calling
-    this object, right before `loss.backward()`, only tells the wrapper that a backward pass is about to come.
+    The training loops call the models' own methods (`hidden_states`, `logits`), not the wrapper's
+    forward.  Calling the wrapper right before `loss.backward()` only announces the backward pass.
     """
 
     def __init__(self, models: Mapping[str, nn.Module]):
@@ -94,35 +101,36 @@ class SharedGradients(nn.Module):
 
 
 class Replicas:
-    """Models that every process holds whole; their gradients are averaged.  Alone in a process: nothing at all."""
+    """Models that every process holds whole, with averaged gradients; a no-op in one process."""
 
     def __init__(self, models: Mapping[str, nn.Module], device: torch.device):
         self.models = models
-        self._shared = DistributedDataParallel(SharedGradients(models)) if dist.is_initialized() else None
+        self._shared = DistributedDataParallel(SharedGradients(models)) \
+            if dist.is_initialized() else None
 
     def before_backward(self) -> None:
-        """To be called right before each backward pass."""
+        """Call this right before each backward pass."""
         if self._shared is not None:
             self._shared()
 
     def whole(self, name: str) -> nn.Module:
-        """The model itself."""
+        """The model with all its weights: itself."""
         return self.models[name]
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """What the optimizer knows of all weights."""
+        """The optimizer's state for all weights."""
         return optimizer.state_dict()
 
     def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        """Go on with what `optimizer_state` returned."""
+        """Restore what `optimizer_state` returned."""
         optimizer.load_state_dict(state)
 
 
 class Shards:
-    """Models of which every process holds a part, and so of their gradients and of the optimizer's state; the same methods.
+    """Models split over the processes, and so their gradients and optimizer state.
 
-    Each block is gathered for the moment it computes (`fully_shard`, the "FSDP2" of torch).  The models are changed in
-    place, before their optimizer is made.
+    Has the methods of Replicas.  Each block is gathered only while it computes (torch's
+    `fully_shard`, FSDP2).  The models are changed in place, so create this before their optimizer.
     """
 
     def __init__(self, models: Mapping[str, nn.Module], device: torch.device):
@@ -130,34 +138,38 @@ class Shards:
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
         self.device, self.models = device, nn.ModuleDict(models)
-        self._plain = {name: copy.deepcopy(model).to("meta") for name, model in models.items()}  # no weights
+        self._plain = {name: copy.deepcopy(model).to("meta") for name, model in models.items()}
         mesh = init_device_mesh(device.type, (world_size(),))
         for model in models.values():
-            for block in (block for module in model.modules() if isinstance(module, nn.ModuleList) for block in module):
-                fully_shard(block, mesh=mesh)
+            for module in model.modules():
+                for block in module if isinstance(module, nn.ModuleList) else ():
+                    fully_shard(block, mesh=mesh)
             fully_shard(model, mesh=mesh)
-            for method in model.READ_WEIGHTS:
+            for method in cast(Any, model).FORWARD_METHODS:
                 register_fsdp_forward_method(model, method)
 
     def before_backward(self) -> None:
-        """Nothing: the gradients find their way by themselves."""
+        """A no-op: FSDP's own hooks reduce the gradients."""
 
     def whole(self, name: str) -> nn.Module:
-        """An ordinary model with the gathered weights, in every process."""
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+        """An ordinary model with all the weights, gathered in every process."""
+        from torch.distributed.checkpoint import state_dict
 
         model = copy.deepcopy(self._plain[name]).to_empty(device=self.device)
-        model.load_state_dict(get_model_state_dict(self.models[name], options=StateDictOptions(full_state_dict=True)))
+        options = state_dict.StateDictOptions(full_state_dict=True)
+        model.load_state_dict(state_dict.get_model_state_dict(self.models[name], options=options))
         return model
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """What the optimizer knows of all weights, gathered."""
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+        """The optimizer's state for all weights, gathered in every process."""
+        from torch.distributed.checkpoint import state_dict
 
-        return get_optimizer_state_dict(self.models, optimizer, options=StateDictOptions(full_state_dict=True))
+        options = state_dict.StateDictOptions(full_state_dict=True)
+        return state_dict.get_optimizer_state_dict(self.models, optimizer, options=options)
 
     def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        """Give each process its part of what `optimizer_state` returned."""
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+        """Restore what `optimizer_state` returned, to each process its shard."""
+        from torch.distributed.checkpoint import state_dict
 
-        set_optimizer_state_dict(self.models, optimizer, state, options=StateDictOptions(full_state_dict=True))
+        options = state_dict.StateDictOptions(full_state_dict=True)
+        state_dict.set_optimizer_state_dict(self.models, optimizer, state, options=options)

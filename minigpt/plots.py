@@ -1,13 +1,14 @@
-"""Figures, if matplotlib is there (the extra [plots]); nothing else needs it."""
+"""Figures, drawn only if matplotlib is installed (the extra [plots])."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito: safe for the colour-blind
+# the palette of Okabe and Ito, which colour-blind readers can tell apart
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def pyplot():
-    """matplotlib.pyplot without a screen, or None if it is not installed."""
+    """matplotlib.pyplot, drawing to files only, or None if matplotlib is not installed."""
     try:
         import matplotlib
     except ImportError:
@@ -15,24 +16,30 @@ def pyplot():
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
-                         "font.size": 10, "figure.dpi": 130, "axes.prop_cycle": plt.cycler(color=COLOURS)})
+    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+                         "grid.alpha": 0.3, "font.size": 10, "figure.dpi": 130,
+                         "axes.prop_cycle": plt.cycler(color=COLOURS)})
     return plt
 
 
-def save_curves(path: str | Path, history: Mapping[str, Sequence[float]], panels: Mapping[str, Sequence[str]],
-                xlabel: str = "optimizer step") -> None:
-    """One panel for each entry of `panels`, y label -> metrics of `history` drawn in it; smoothed lines over faint raw
-    ones."""
+def save_curves(path: str | Path, history: Mapping[str, Sequence[float]],
+                panels: Mapping[str, Sequence[str]], xlabel: str = "optimizer step") -> None:
+    """Plot metrics over steps, smoothed, with the raw values faintly behind.
+
+    history: metric -> one value per step.  panels: y label -> the metrics drawn in that panel.
+    """
     plt = pyplot()
     if plt is None:
         return
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.2), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.2), squeeze=False,
+                                layout="constrained")
     for axis, (ylabel, names) in zip(axes[0], panels.items(), strict=True):
         for name, colour in zip(names, COLOURS, strict=False):
             values = history[name]
-            axis.plot(range(1, len(values) + 1), values, color=colour, alpha=0.25, linewidth=1)
-            axis.plot(range(1, len(values) + 1), running_mean(values, max(1, len(values) // 20)), color=colour, label=name)
+            steps = range(1, len(values) + 1)
+            smooth = running_mean(values, max(1, len(values) // 20))
+            axis.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
+            axis.plot(steps, smooth, color=colour, label=name)
         axis.set(xlabel=xlabel, ylabel=ylabel)
         axis.legend(frameon=False, fontsize=8)
     figure.savefig(path)
@@ -40,19 +47,23 @@ def save_curves(path: str | Path, history: Mapping[str, Sequence[float]], panels
 
 
 def running_mean(values: Sequence[float], width: int) -> list[float]:
-    """The mean of each value and the up to width - 1 before it."""
+    """The mean over a trailing window of at most `width` values, at each value."""
     windows = (values[max(0, end - width):end] for end in range(1, len(values) + 1))
     return [sum(window) / len(window) for window in windows]
 
 
 def save_calibration(path: str | Path, bins: Sequence[Mapping[str, float]]) -> None:
-    """Predicted against observed preference rate; on the diagonal a model is as sure as it should be."""
+    """Plot observed against predicted preference rate; a calibrated model is on the diagonal.
+
+    bins: what `reward.evaluate.calibration` returns.
+    """
     plt = pyplot()
     if plt is None:
         return
     figure, axis = plt.subplots(figsize=(3.6, 3.4), layout="constrained")
     axis.plot([0.5, 1], [0.5, 1], color="grey", linestyle="--", linewidth=1)
     axis.plot([b["predicted"] for b in bins], [b["observed"] for b in bins], marker="o")
-    axis.set(xlabel="predicted preference rate", ylabel="observed preference rate", title="Calibration")
+    axis.set(xlabel="predicted preference rate", ylabel="observed preference rate",
+             title="Calibration")
     figure.savefig(path)
     plt.close(figure)

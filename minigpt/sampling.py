@@ -6,13 +6,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minigpt.batching import tokenize_prompt
-from minigpt.model import KeyValueCache, MiniGPT
-from minigpt.processor import onednn_multiplies
+from minigpt.cache import KeyValueCache
+from minigpt.examples import tokenize_prompt
+from minigpt.model import MiniGPT
+from minigpt.processor import onednn_matmul
 from minigpt.tokenizer import EOS, PAD, decode
 
-ROWS_AT_ONCE = 128  # more, and the cache of one layer no longer fits into that of the processor
-DONE_SHARE_TO_SHRINK = 0.25  # copying the cache costs as much as a few steps: drop ended rows by the quarter
+ROWS_AT_ONCE = 128  # with more, the keys and values of one layer no longer fit into the CPU cache
+SHRINK_AT = 0.25    # share of ended rows; dropping them copies the cache, which costs a few steps
 
 
 class Response(NamedTuple):
@@ -22,82 +23,90 @@ class Response(NamedTuple):
 
 
 def generate(model: MiniGPT, prompts: Sequence[str], max_new_tokens: int, temperature: float = 1.0,
-             top_k: int | None = None, greedy: bool = False, seed: int | None = None) -> list[Response]:
+             top_k: int | None = None, greedy: bool = False,
+             seed: int | None = None) -> list[Response]:
     """Sample one response for each prompt, in the order of the prompts.
 
-    A response ends at EOS, after max_new_tokens, or where max_seq_len is reached; `finished` says which.  With a
-    seed the result is the same each time; without one it follows torch's global random state.
-    Raises ValueError on a temperature or limit that is not positive, or a prompt that leaves no room.
+    A response ends at EOS, after max_new_tokens, or where max_seq_len is reached; `finished` is
+    True for the first.  The same seed gives the same responses; without one, torch's global random
+    state decides.
+    Raises ValueError on a temperature or limit that is not positive, and on a prompt that leaves no
+    room for a response.
     """
     if temperature <= 0:
-        raise ValueError(f"temperature={temperature} must be above 0 (for the most likely token use greedy=True)")
+        raise ValueError(f"temperature={temperature} must be above 0 (for the most likely token, "
+                         "use greedy=True)")
     if max_new_tokens < 1 or (top_k is not None and top_k < 1):
         raise ValueError(f"max_new_tokens={max_new_tokens} and top_k={top_k} must be at least 1")
     generator = None if seed is None else torch.Generator(model.device).manual_seed(seed)
     prompt_ids = [tokenize_prompt(prompt, model.max_seq_len) for prompt in prompts]
-    by_length = sorted(range(len(prompts)), key=lambda n: len(prompt_ids[n]))
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompt_ids[i]))
     responses: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(by_length), ROWS_AT_ONCE):
-        numbers = by_length[start:start + ROWS_AT_ONCE]
-        sampled = sample_ids(model, [prompt_ids[n] for n in numbers], max_new_tokens, temperature, top_k, greedy,
-                             generator)
-        for number, ids in zip(numbers, sampled, strict=True):
-            responses[number] = ids
+        indices = by_length[start:start + ROWS_AT_ONCE]
+        sampled = sample_ids(model, [prompt_ids[i] for i in indices], max_new_tokens, temperature,
+                             top_k, greedy, generator)
+        for i, ids in zip(indices, sampled, strict=True):
+            responses[i] = ids
     return [Response(decode(ids), ids, ids[-1] == EOS) for ids in responses]
 
 
 @torch.inference_mode()
-@onednn_multiplies()
-def sample_ids(model: MiniGPT, prompt_ids: Sequence[list[int]], max_new_tokens: int, temperature: float = 1.0,
-               top_k: int | None = None, greedy: bool = False, generator: torch.Generator | None = None
-               ) -> list[list[int]]:
-    """The response ids (EOS included) for one batch of prompts `bytes SEP`."""
+@onednn_matmul()
+def sample_ids(model: MiniGPT, prompt_ids: Sequence[list[int]], max_new_tokens: int,
+               temperature: float = 1.0, top_k: int | None = None, greedy: bool = False,
+               generator: torch.Generator | None = None) -> list[list[int]]:
+    """The response ids, EOS included, for one batch of prompts `bytes SEP`."""
     device = model.device
-    rows = torch.arange(len(prompt_ids), device=device)                       # row of the batch -> number of the prompt
+    rows = torch.arange(len(prompt_ids), device=device)            # which prompt each row answers
     lengths = torch.tensor([len(ids) for ids in prompt_ids], device=device)
     longest = int(lengths.max())
-    token_ids = torch.tensor([ids + [PAD] * (longest - len(ids)) for ids in prompt_ids], device=device)
+    token_ids = torch.tensor([ids + [PAD] * (longest - len(ids)) for ids in prompt_ids],
+                             device=device)
     cache = KeyValueCache(model, len(prompt_ids), longest + max_new_tokens)
     sampled = torch.full((len(prompt_ids), max_new_tokens), PAD, device=device)
-    room = (model.max_seq_len - lengths).clamp(max=max_new_tokens)            # tokens that each may have
+    room = (model.max_seq_len - lengths).clamp(max=max_new_tokens)  # longest response of each row
     done = torch.zeros_like(lengths, dtype=torch.bool)
 
-    # Prompts are padded on the right as in training.  New tokens go into the columns after the longest prompt, at the
-    # positions after their own: no position is ever shifted, and the padding in between is hidden from view.
+    # Prompts are padded on the right, as in training.  New tokens go into the columns after the
+    # longest prompt, at the positions after their own prompt: no position is ever shifted, and the
+    # padding in between is hidden.
     last_hidden = model.hidden_states(token_ids, cache=cache, at=(rows, lengths - 1))
     columns = torch.arange(longest + max_new_tokens, device=device)
-    visible = (columns < lengths[:, None]) | (columns >= longest)             # (B, S)
+    visible = (columns < lengths[:, None]) | (columns >= longest)   # (B, S)
     for step in range(max_new_tokens):
-        tokens = pick_tokens(model.logits(last_hidden), temperature, top_k, greedy, generator)
+        tokens = sample_tokens(model.logits(last_hidden), temperature, top_k, greedy, generator)
         sampled[rows, step] = tokens
         done = done | (tokens == EOS) | (lengths + step + 1 >= model.max_seq_len)
         if done.all() or step == max_new_tokens - 1:
             break
-        if done.float().mean() > DONE_SHARE_TO_SHRINK:
+        if done.float().mean() > SHRINK_AT:
             going = (~done).nonzero()[:, 0]
-            cache.keep(going)
-            rows, lengths, visible, tokens, done = rows[going], lengths[going], visible[going], tokens[going], done[going]
-        positions = (lengths + step).clamp(max=model.max_seq_len - 1)         # rows that are done may run on a little
-        last_hidden = model.hidden_states(tokens[:, None], positions[:, None], visible[:, None, :longest + step + 1],
-                                          cache)[:, 0]
+            cache.keep_rows(going)
+            rows, lengths, visible = rows[going], lengths[going], visible[going]
+            tokens, done = tokens[going], done[going]
+        positions = (lengths + step).clamp(max=model.max_seq_len - 1)  # ended rows may run past it
+        last_hidden = model.hidden_states(tokens[:, None], positions[:, None],
+                                          visible[:, None, :longest + step + 1], cache)[:, 0]
     is_eos = sampled == EOS
     counts = torch.where(is_eos.any(1), is_eos.int().argmax(1) + 1, room).minimum(room)
     return [ids[:count] for ids, count in zip(sampled.tolist(), counts.tolist(), strict=True)]
 
 
-def pick_tokens(logits: Tensor, temperature: float, top_k: int | None, greedy: bool,
-                generator: torch.Generator | None) -> Tensor:
-    """One token for each row of logits (B, V) -> (B,)."""
+def sample_tokens(logits: Tensor, temperature: float, top_k: int | None, greedy: bool,
+                  generator: torch.Generator | None) -> Tensor:
+    """One token for each row of logits: (B, V) -> (B,)."""
     if greedy:
         return logits.argmax(-1)
     logits = logits / temperature
     if top_k is not None:
         kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
         logits = logits.masked_fill(logits < kth, float("-inf"))
-    # Where a uniform number falls on the cumulated probabilities: eight times faster than torch.multinomial.
-    cumulated = logits.softmax(-1).cumsum(-1)
-    end = cumulated[:, -1:] * (1 - 2**-22)  # a little before the end, so that rounding cannot push it past
+    # The inverse of the cumulative distribution at a uniform number: eight times faster than
+    # torch.multinomial.
+    cumulative = logits.softmax(-1).cumsum(-1)
+    end = cumulative[:, -1:] * (1 - 2**-22)  # rounding must not push a number past the end
     if not end.isfinite().all():
-        raise FloatingPointError("the model's logits are not finite, so there is nothing to sample from")
+        raise FloatingPointError("the model's logits are not finite: there is nothing to sample")
     u = torch.rand((len(logits), 1), generator=generator, device=logits.device)
-    return (cumulated <= u * end).sum(-1)
+    return (cumulative <= u * end).sum(-1)

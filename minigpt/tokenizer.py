@@ -1,28 +1,28 @@
-"""Bytes to ids and back, and the three reserved ids.
+"""Text to token ids and back: one token per byte, and three special tokens.
 
-A token is one byte, so the vocabulary is 256 and nothing has to be learned before the model.  The bytes 0xF8-0xFF
-never occur in UTF-8 (RFC 3629), so three of them mark the structure of a row without taking a character from
-anyone: no text that a user types can contain, or forge, an end of response.
+With bytes as tokens the vocabulary has 256 entries, and no tokenizer has to be trained.  The bytes
+0xF8-0xFF never occur in UTF-8 (RFC 3629), so three of them can serve as special tokens: no text can
+contain or forge one.
 
     one row:   prompt bytes  SEP  response bytes  EOS  PAD PAD ...
 
-PAD differs from EOS on purpose.  Where the two are the same, masking the padding masks the end as well, and the
-model never learns to stop.
+PAD and EOS differ on purpose.  If they were the same, masking the padding would also mask the EOS,
+and the model would never learn to stop.
 """
 
 SEP = 0xFD  # between prompt and response
-PAD = 0xFE  # fills a batch to a rectangle; never predicted, never scored
-EOS = 0xFF  # ends a response; part of the response, so it is trained and scored
+PAD = 0xFE  # pads the rows of a batch to one length; never a target, never scored
+EOS = 0xFF  # ends a response; belongs to it, so it is a target and is scored
 VOCAB_SIZE = 256
 
-_FIRST_RESERVED = 0xF8
+_FIRST_SPECIAL = 0xF8
 
 
 def encode(text: str) -> list[int]:
-    """The UTF-8 bytes of `text`, each below 0xF8.  Raises UnicodeEncodeError on a lone surrogate."""
+    """The UTF-8 bytes of `text`, all below 0xF8.  Raises UnicodeEncodeError on a lone surrogate."""
     return list(text.encode("utf-8"))
 
 
 def decode(ids: list[int]) -> str:
-    """The text of `ids`.  Reserved ids vanish; bytes that are not UTF-8 (a model can emit them) become U+FFFD."""
-    return bytes(i for i in ids if i < _FIRST_RESERVED).decode("utf-8", errors="replace")
+    """The text of `ids`, without special tokens; invalid UTF-8 from a model becomes U+FFFD."""
+    return bytes(i for i in ids if i < _FIRST_SPECIAL).decode("utf-8", errors="replace")

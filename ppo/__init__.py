@@ -1,4 +1,4 @@
-"""Proximal policy optimisation: answer, be scored, and do more of what scored well."""
+"""Proximal policy optimisation: sample responses, score them, reinforce those that scored well."""
 
 from ppo.advantages import gae
 from ppo.loss import ppo_loss, value_loss

@@ -1,23 +1,27 @@
-"""From rewards and values to advantages.  All tensors are (B, T) and aligned to tokens: column t is about token t."""
+"""Advantages from rewards and values.  All tensors are (B, T): column t is about token t."""
 
 import torch
 from torch import Tensor
 
 
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95) -> tuple[Tensor, Tensor]:
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0,
+        lam: float = 0.95) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016, arXiv:1506.02438, eq. 16).
 
-        delta_t = r_t + gamma V_{t+1} - V_t            A_t = delta_t + gamma lam A_{t+1}            R_t = A_t + V_t
+        delta_t = r_t + gamma V_{t+1} - V_t
+        A_t     = delta_t + gamma lam A_{t+1}
+        R_t     = A_t + V_t
 
-    V_t is the value of the state *before* token t.  After a response's last token there is no state: V and A are 0.
+    V_t is the value of the state *before* token t.  V and A are 0 after a response's last token.
 
-    Args: rewards, values, mask, each (B, T); the mask is True on response tokens, one unbroken stretch in each row.
-    Returns: advantages and returns, each (B, T), 0 outside the mask, without a gradient.
+    Args: rewards, values and mask, each (B, T); the mask is True on the response tokens, which are
+    contiguous in each row.
+    Returns: advantages and returns, each (B, T), detached, 0 outside the mask.
     Raises ValueError if the shapes differ.
     """
     if not rewards.shape == values.shape == mask.shape:
-        raise ValueError(f"gae: rewards {tuple(rewards.shape)}, values {tuple(values.shape)} and mask "
-                         f"{tuple(mask.shape)} must have one shape")
+        raise ValueError(f"gae: rewards {tuple(rewards.shape)}, values {tuple(values.shape)} and "
+                         f"mask {tuple(mask.shape)} must have the same shape")
     rewards, values = rewards.detach() * mask, values.detach() * mask
     advantages = torch.zeros_like(values)
     next_value = next_advantage = torch.zeros_like(values[:, 0])
@@ -30,12 +34,12 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the True places of the mask: a 0-d tensor."""
+    """Mean of x where the mask is True (0-d); nan if the mask is empty."""
     return (x * mask).sum() / mask.sum()
 
 
 def whiten(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean 0 and standard deviation 1 over the True places of the mask, 0 elsewhere."""
+    """x shifted and scaled to mean 0 and variance 1 where the mask is True; 0 elsewhere."""
     mean = masked_mean(x, mask)
     variance = masked_mean((x - mean).square(), mask)
     return (x - mean) * (variance + 1e-8).rsqrt() * mask

@@ -1,97 +1,160 @@
-"""One rollout: the policy answers a batch of prompts, the reward model scores, the reference holds.
+"""One rollout: the policy answers a batch of prompts, and what the update needs to know is kept.
 
-All per-token tensors are (B, T), aligned to tokens: column t of `logps` is log p(token t | before), column t of
-`values` the value of the state before token t.  Sampling is at temperature 1, so the distribution that was sampled
-is the one that is scored: with another temperature every KL here would be of the wrong policy.  (To rounding: in a run in
-bfloat16 on a CPU decoding is in float32 all the same.)
+All per-token tensors are (B, T) and aligned to tokens: column t of `logps` is
+log p(token t | before), column t of `values` the value of the state before token t.  Sampling is at
+temperature 1, so that the distribution sampled from is the one that is scored; at another
+temperature every KL here would be of the wrong policy.  (To rounding: decoding is in float32, also
+in a run in bfloat16.)
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from minigpt.batching import Batch, Example, collate, predicting, prompt_and_own
-from minigpt.logprobs import entropy, exact_kl, kl_k1, logps_of, per_token, response_logits
+from minigpt.batching import Batch, collate
+from minigpt.examples import Example
+from minigpt.kl import entropy, exact_kl, kl_k1
+from minigpt.logprobs import logps_of, place, response_logits
 from minigpt.model import MiniGPT
 from minigpt.sampling import sample_ids
 from minigpt.tokenizer import EOS, decode
 from reward.model import RewardModel
 
+Sampler = Callable[..., list[list[int]]]  # see minigpt.sampling.sample_ids
+
+ROWS_AT_ONCE = 32  # in one backward pass on a CPU; the same count of passes in every process
+
 
 @dataclass
 class Rollout:
-    """B sampled rows of T tokens, prompts included, and all that the update needs to know of them."""
+    """B sampled rows of T tokens, prompts included."""
 
-    token_ids: Tensor      # (B, T) long
-    segments: Tensor       # (B, T) 0 on the prompt, 1 on the response, EOS included, -1 on padding
-    logps: Tensor          # (B, T) of the policy that sampled them
-    values: Tensor         # (B, T)
-    rewards: Tensor        # (B, T) what GAE sees: the KL penalty on each token, and the score on the last
-    scores: Tensor         # (B,)   reward model's score, less the penalty for a missing EOS
-    kl: Tensor             # (B,)   sampled: sum of log pi/ref over the response
-    exact_kl: Tensor       # (B,)   sum over the response of the exact KL of the next-token distributions
-    entropy: Tensor        # 0-d    mean entropy of the next-token distributions
-    finished: Tensor       # (B,)   bool, ended by EOS
+    batch: Batch        # prompts and responses
+    logps: Tensor       # (B, T) of the policy that sampled them
+    ref_logps: Tensor   # (B, T) of the reference
+    exact_kl: Tensor    # (B,)   exact KL of next-token distributions, summed over the response
+    entropy: Tensor     # 0-d    mean entropy of the next-token distributions
+    scores: Tensor      # (B,)   of the reward model, less the penalty for a missing EOS
+    kl: Tensor          # (B, T) estimate of the KL at each token
+    rewards: Tensor     # (B, T) the KL penalty on each token, and the score on the last
+    finished: Tensor    # (B,)   bool, ended by EOS
 
     @property
     def mask(self) -> Tensor:
         """(B, T), True on response tokens."""
-        return self.segments > 0
-
-    @property
-    def lengths(self) -> Tensor:
-        """(B,), the real tokens of each row."""
-        return (self.segments >= 0).sum(1)
-
-    def rows(self, numbers: Tensor) -> "Rollout":
-        """The same, of these rows only, and of no more columns than the longest of them has (to a multiple of 8)."""
-        columns = slice(-(-int(self.lengths[numbers].max()) // 8) * 8)
-        return Rollout(**{name: value[(numbers, columns)[:value.dim()]] for name, value in vars(self).items()})
+        return self.batch.response_mask
 
     def texts(self) -> tuple[list[str], list[str]]:
         """Prompts and responses."""
-        prompts, responses = ([decode(ids[where].tolist()) for ids, where in zip(self.token_ids, places, strict=True)]
-                              for places in (self.segments == 0, self.mask))
+        segments = self.batch.segments
+        prompts, responses = ([decode(ids[where].tolist())
+                               for ids, where in zip(self.batch.token_ids, mask, strict=True)]
+                              for mask in (segments == 0, segments > 0))
         return prompts, responses
 
 
-def token_values(value_model: RewardModel, token_ids: Tensor, segments: Tensor) -> Tensor:
-    """V of the state before each response token, 0 elsewhere: (B, T), differentiable.
+@dataclass
+class RolloutMaker:
+    """Makes rollouts: how responses are sampled, and who judges them.
 
-    The state before token t is read where t is predicted from: where token t - 1 stands.
+    kl_estimator: (logps, ref_logps) -> the KL that each token pays for (minigpt/kl.py).
+    sample: draws the responses, and is called as minigpt.sampling.sample_ids is.
     """
-    positions, _ = prompt_and_own(segments)
-    return per_token(value_model.token_values(token_ids, positions, at=predicting(segments)), segments > 0)
+
+    reference: MiniGPT
+    reward: RewardModel
+    max_new_tokens: int
+    missing_eos_penalty: float
+    kl_estimator: Callable[[Tensor, Tensor], Tensor] = kl_k1
+    sample: Sampler = sample_ids
+
+    @torch.no_grad()
+    def __call__(self, policy: MiniGPT, prompts: Batch, kl_coeff: float,
+                 generator: torch.Generator) -> Rollout:
+        """Sample a response to every prompt, score it, and compare policy and reference."""
+        batch = self.respond(policy, prompts, generator)
+        mask, tokens = batch.response_mask, batch.token_ids[batch.response_mask]
+        logits, ref_logits = (response_logits(model, batch) for model in (policy, self.reference))
+        logps = place(logps_of(logits, tokens), mask)                          # (B, T)
+        ref_logps = place(logps_of(ref_logits, tokens), mask)
+        finished = ends_with_eos(batch)
+        scores = self.reward.rewards(batch)[:, 0]                              # (B,)
+        scores = scores - self.missing_eos_penalty * ~finished
+        kl = self.kl_estimator(logps, ref_logps)
+        return Rollout(batch=batch, logps=logps, ref_logps=ref_logps, scores=scores, kl=kl,
+                       rewards=token_rewards(scores, kl, kl_coeff, batch.lengths),
+                       exact_kl=place(exact_kl(logits, ref_logits), mask).sum(1),
+                       entropy=entropy(logits).mean(), finished=finished)
+
+    def respond(self, policy: MiniGPT, prompts: Batch, generator: torch.Generator) -> Batch:
+        """Prompts -> prompts and sampled responses."""
+        prompt_ids = [ids[:length].tolist() for ids, length in zip(prompts.token_ids,
+                                                                   prompts.lengths, strict=True)]
+        with torch.autocast("cpu", enabled=False):  # casting weights would cost more than it saves
+            responses = self.sample(policy, prompt_ids, self.max_new_tokens, generator=generator)
+        return collate([Example(bytes(prompt), (bytes(response),)) for prompt, response
+                        in zip(prompt_ids, responses, strict=True)]).to(policy.device)
 
 
-@torch.no_grad()
-def sample_rollout(policy: MiniGPT, reference: MiniGPT, reward: RewardModel, value_model: RewardModel, prompts: Batch,
-                   max_new_tokens: int, kl_coeff: float, missing_eos_penalty: float,
-                   generator: torch.Generator) -> Rollout:
-    """Sample a response to every prompt and score it.
+def ends_with_eos(batch: Batch) -> Tensor:
+    """(B,), whether each row's response ended by itself."""
+    return batch.token_ids.gather(1, batch.lengths[:, None] - 1)[:, 0] == EOS
 
-        r_t = - beta (log pi(a_t|s_t) - log ref(a_t|s_t))  +  [t is the last token] score(prompt, response)
 
-    (Ouyang et al. 2022, eq. 2, written per token; Ziegler et al. 2019.)  Its sum over a response is the objective's
-    integrand, so with gamma = 1 the return of a response is its score less beta times its KL.
+def token_rewards(scores: Tensor, kl: Tensor, kl_coeff: float, lengths: Tensor) -> Tensor:
+    """The reward of each token (Ouyang et al. 2022, eq. 2, written per token; Ziegler et al. 2019).
+
+        r_t = - beta KL_t  +  [t is the last token] score
+
+    With KL_t = log pi/ref, its sum over a response is what the objective averages: with gamma = 1
+    the return of a response is its score less beta times its KL.
+
+    Args: scores (B,), kl (B, T), lengths (B,) of the rows.  Returns: (B, T).
     """
-    prompt_ids = [ids[:n].tolist() for ids, n in zip(prompts.token_ids, prompts.lengths, strict=True)]
-    with torch.autocast("cpu", enabled=False):  # one token at a time multiplies too little to pay for casting the weights
-        responses = sample_ids(policy, prompt_ids, max_new_tokens, generator=generator)
-    batch = collate([Example(bytes(p), (bytes(r),)) for p, r in zip(prompt_ids, responses, strict=True)]).to(policy.device)
-    token_ids, segments, mask = batch.token_ids, batch.segments, batch.response_mask
+    rewards = -kl_coeff * kl
+    rows = torch.arange(len(scores), device=scores.device)
+    rewards[rows, lengths - 1] += scores
+    return rewards
 
-    logits, ref_logits = (response_logits(model, token_ids, segments) for model in (policy, reference))
-    logps, ref_logps = (per_token(logps_of(each, token_ids[mask]), mask) for each in (logits, ref_logits))
-    exact = per_token(exact_kl(logits, ref_logits), mask)
 
-    last = batch.lengths - 1
-    every = torch.arange(len(last), device=last.device)
-    finished = token_ids[every, last] == EOS
-    scores = reward(token_ids, batch.lengths) - missing_eos_penalty * ~finished
-    kl_per_token = kl_k1(logps, ref_logps)
-    rewards = -kl_coeff * kl_per_token
-    rewards[every, last] += scores
-    return Rollout(token_ids, segments, logps, token_values(value_model, token_ids, segments), rewards, scores,
-                   kl_per_token.sum(1), exact.sum(1), entropy(logits).mean(), finished)
+@dataclass
+class Experience:
+    """What an update learns from; without a value model, values and returns are 0."""
+
+    batch: Batch
+    logps: Tensor       # (B, T) at the rollout
+    advantages: Tensor  # (B, T)
+    values: Tensor      # (B, T) at the rollout
+    returns: Tensor     # (B, T)
+    weight: Tensor | float = 1.0
+
+    @property
+    def mask(self) -> Tensor:
+        return self.batch.response_mask
+
+    def minibatches(self, size: int, epochs: int, generator: torch.Generator
+                    ) -> Iterator[list["Experience"]]:
+        """Minibatches of shuffled rows, for several epochs; each in parts that sum to its mean.
+
+        On a CPU a part has few rows of similar length, which saves padding and memory; its weight
+        is its share of the minibatch's tokens.
+        """
+        for _ in range(epochs):
+            for rows in torch.randperm(len(self.logps), generator=generator).split(size):
+                yield self._parts(rows.to(self.logps.device))
+
+    def _parts(self, rows: Tensor) -> list["Experience"]:
+        tokens = self.mask[rows].sum()
+        by_length = rows[self.batch.lengths[rows].argsort()]
+        size = ROWS_AT_ONCE if self.logps.device.type == "cpu" else len(rows)
+        parts = [self._rows(part) for part in by_length.split(size)]
+        return [replace(part, weight=part.mask.sum() / tokens) for part in parts]
+
+    def _rows(self, rows: Tensor) -> "Experience":
+        """These rows, without the columns that only longer ones have (to a multiple of 8)."""
+        columns = slice(-(-int(self.batch.lengths[rows].max()) // 8) * 8)
+        batch = Batch(self.batch.token_ids[rows, columns], self.batch.segments[rows, columns], rows)
+        tensors = (self.logps, self.advantages, self.values, self.returns)
+        return Experience(batch, *(tensor[rows, columns] for tensor in tensors))

@@ -1,6 +1,7 @@
 """Supervised fine-tuning: learn to answer by imitating demonstrations."""
 
+from sft.evaluate import evaluate_loss
 from sft.loss import sft_loss
-from sft.train import evaluate_loss, sft_train
+from sft.train import sft_train
 
 __all__ = ["evaluate_loss", "sft_loss", "sft_train"]

@@ -1,16 +1,20 @@
-"""The SFT loss: cross-entropy on the response, and on nothing else."""
+"""The SFT loss: cross-entropy on the response tokens only."""
 
 from torch import Tensor
 
 
 def sft_loss(logps: Tensor, response_mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Negative log-likelihood of the response tokens, normalised by how many there are in the batch.
+    """Mean negative log-likelihood of the response tokens of the batch.
 
-        L = - sum_t m_t log p(x_t | x_<t) / sum_t m_t        m_t = 1 on the response and its EOS, 0 on prompt and padding
+        L = - sum_t m_t log p(x_t | x_<t) / sum_t m_t
 
-    Args: logps (B, T), log-probability of each token (see `minigpt.logprobs.token_logps`); response_mask (B, T).
-    Returns: the loss in nats per token (0-d, differentiable; ln 256 = 5.545 for an untrained model) and metrics.
-    Raises ValueError if no token is a response token.
+    The mask m_t is 1 on the response and its EOS, and 0 on prompt and padding.
+
+    Args: logps (B, T), the log-probability of each token (see `minigpt.logprobs.token_logps`);
+    response_mask (B, T).
+    Returns: the loss in nats per token (0-d, differentiable) and detached metrics.  An untrained
+    model has a loss of about ln 256 = 5.545.
+    Raises ValueError if the mask is empty.
     """
     if not response_mask.any():
         raise ValueError("sft_loss: response_mask is empty, so there is no token to learn from")

@@ -1,13 +1,15 @@
-"""What the tests share: small models, easy rows, one little world, and a way to stop a run in its middle."""
+"""What the tests share: small models, easy rows, one little world, a way to stop a run halfway."""
 
+import copy
 import random
+import signal
 
 import pytest
 import torch
 
 from data.world import World, WorldConfig
-from minigpt.model import MiniGPT, copy_model_weights
-from minigpt.training import TrainingRun
+from minigpt.log import MetricLog
+from minigpt.model import MiniGPT
 from reward.model import RewardModel
 from sft.train import sft_train
 
@@ -21,13 +23,26 @@ def fixed_seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def default_signals():
+    """Signals do what they do in a terminal, in the tests and in the processes that they start.
+
+    A background shell starts its commands with Ctrl-C ignored, and so pytest, and so its children.
+    """
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture(scope="session")
 def small():
     return dict(SMALL)
 
 
 def _spread(model, spread):
-    """Enlarge the matrices: GPT-2's small start is near uniform, and near-uniform models hide mistakes."""
+    """Enlarge the matrices: GPT-2's small start is near uniform, and that hides mistakes."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 2:
@@ -54,9 +69,9 @@ def make_reward():
 
 @pytest.fixture(scope="session")
 def copy_of():
-    def copy(model):
-        return copy_model_weights(model, type(model)(**model.settings)).eval()
-    return copy
+    def copied(model):
+        return copy.deepcopy(model).eval()
+    return copied
 
 
 @pytest.fixture(scope="session")
@@ -79,8 +94,10 @@ def texts():
     """Ragged (prompt, response) pairs, some of them not ASCII."""
     rng = random.Random(0)
     letters = "abcdefgh ijklm.?é日🙂"
-    return [("".join(rng.choices(letters, k=rng.randint(0, 9))), "".join(rng.choices(letters, k=rng.randint(1, 9))))
-            for _ in range(23)]
+
+    def text(shortest):
+        return "".join(rng.choices(letters, k=rng.randint(shortest, 9)))
+    return [(text(0), text(1)) for _ in range(23)]
 
 
 POLITE = ("thanks", "please", "kindly", "glad to", "welcome")
@@ -92,14 +109,17 @@ def make_pairs():
     """Easy preferences: the polite answer is chosen."""
     def make(count, seed=0):
         rng = random.Random(seed)
-        return [{"prompt": f"{rng.choice('abcdefgh')}{number}?", "chosen": f"{number} {rng.choice(POLITE)}",
-                 "rejected": f"{number} {rng.choice(RUDE)}"} for number in rng.sample(range(1000), count)]
+        return [{"prompt": f"{rng.choice('abcdefgh')}{number}?",
+                 "chosen": f"{number} {rng.choice(POLITE)}",
+                 "rejected": f"{number} {rng.choice(RUDE)}"}
+                for number in rng.sample(range(1000), count)]
     return make
 
 
-RECITED = [{"prompt": f"{name}?", "response": text} for name, text in zip(
-    "abcdefghijkl", ("no", "yes", "a rose", "tea and milk", "x", "seven", "rain falls on the roof", "ok", "blue sky",
-                     "one two three", "é", "never again"), strict=True)]
+ANSWERS = ("no", "yes", "a rose", "tea and milk", "x", "seven", "rain falls on the roof", "ok",
+           "blue sky", "one two three", "é", "never again")
+RECITED = [{"prompt": f"{name}?", "response": text}
+           for name, text in zip("abcdefghijkl", ANSWERS, strict=True)]
 
 
 @pytest.fixture(scope="session")
@@ -109,7 +129,10 @@ def recited():
 
 @pytest.fixture(scope="session")
 def reciter():
-    """A small model that has learned RECITED by heart, so its answers end, at different lengths.  Do not train it."""
+    """A small model that has learned RECITED by heart, so its answers end, at different lengths.
+
+    Do not train it.
+    """
     torch.manual_seed(0)
     model = MiniGPT(**SMALL)
     sft_train(model, RECITED, num_epochs=250, lr=5e-3, batch_size=12)
@@ -127,24 +150,24 @@ class StoppedError(Exception):
 
 @pytest.fixture
 def stop_after(monkeypatch):
-    """Within the block, every training run stops in the middle, right after it has logged this many steps."""
+    """stop_after(steps) -> (error, undo): until undone, a run ends once it has logged that step."""
     def stop(steps):
-        log = TrainingRun.log
+        write = MetricLog.write
 
-        def log_then_stop(self, metrics):
-            log(self, metrics)
-            if self.step == steps:
+        def write_then_stop(self, metrics):
+            write(self, metrics)
+            if self.last("global_step") == steps:
                 raise StoppedError
         context = monkeypatch.context()
         patch = context.__enter__()
-        patch.setattr(TrainingRun, "log", log_then_stop)
+        patch.setattr(MetricLog, "write", write_then_stop)
         return StoppedError, lambda: context.__exit__(None, None, None)
     return stop
 
 
 @pytest.fixture
 def check_resume(stop_after, tmp_path, weights_equal):
-    """train(out, resume) -> model: stopped and resumed it must repeat the unbroken run bit for bit."""
+    """train(out, resume) -> model: stopped and resumed, it must repeat the unbroken run exactly."""
     def check(train, stop=5):  # with save_every=2 the last checkpoint is that of step 4
         unbroken = train(str(tmp_path / "unbroken"), False)
         stopped, undo = stop_after(stop)

@@ -16,8 +16,9 @@ from lessons.start import BASE, SIZE, starting_point
 from minigpt import EOS, PAD, SEP, MiniGPT, decode, encode, generate
 from minigpt.plots import running_mean
 from minigpt.sampling import sample_ids
-from sft.main import as_rows
-from sft.train import evaluate_loss, sft_train
+from sft.evaluate import evaluate_loss
+from sft.start import plain_text_rows
+from sft.train import sft_train
 
 lesson = Lesson("01_bytes_and_minigpt")
 start = starting_point(quick=lesson.quick)
@@ -38,7 +39,7 @@ lesson.number("pad", str(PAD))
 # %%
 torch.manual_seed(0)
 texts = start.world.heldout_plain_text
-untrained = evaluate_loss(MiniGPT(**SIZE), as_rows(texts))
+untrained = evaluate_loss(MiniGPT(**SIZE), plain_text_rows(texts))
 lesson.number("ln_256", math.log(256), ".4f")
 lesson.number("loss_untrained", untrained, ".4f")
 lesson.number("parameters", f"{MiniGPT().count_parameters():,}")
@@ -65,9 +66,10 @@ lesson.number("last_byte", two_bytes, ".2f")
 curves = []
 for seed in lesson.pick((0, 1, 2), (0, 1)):
     torch.manual_seed(seed)
-    model, losses = sft_train(MiniGPT(**SIZE), as_rows(start.world.plain_text), seed=seed, **BASE)
+    rows = plain_text_rows(start.world.plain_text)
+    model, losses = sft_train(MiniGPT(**SIZE), rows, seed=seed, **BASE)
     curves.append(losses)
-    model_loss = evaluate_loss(model, as_rows(texts))
+    model_loss = evaluate_loss(model, plain_text_rows(texts))
 lesson.number("steps", str(len(curves[0])))
 lesson.number("loss_trained", [sum(losses[-50:]) / len(losses[-50:]) for losses in curves], ".3f")
 passed = next((step for step, loss in enumerate(running_mean(curves[0], 10), 1) if loss < two_bytes), len(curves[0]))

@@ -9,12 +9,13 @@ from data.facts import CAPITALS
 from lessons.course import Lesson
 from lessons.start import BASE, SIZE, starting_point
 from minigpt import MiniGPT, encode, generate, sequence_logps
-from sft.main import as_rows
-from sft.train import evaluate_loss, sft_train
+from sft.evaluate import evaluate_loss
+from sft.start import plain_text_rows
+from sft.train import sft_train
 
 lesson = Lesson("01_bytes_and_minigpt", "solutions")
 start = starting_point(quick=lesson.quick)
-heldout = as_rows(start.world.heldout_plain_text)
+heldout = plain_text_rows(start.world.heldout_plain_text)
 
 # %% [markdown]
 # ## 1. A model that may look ahead
@@ -37,7 +38,7 @@ class SeesEverything(SeesAhead):
     ahead = 1000
 
 
-texts = as_rows(start.world.plain_text)
+texts = plain_text_rows(start.world.plain_text)
 for name, kind in (("causal", MiniGPT), ("one_ahead", SeesAhead), ("everything", SeesEverything)):
     torch.manual_seed(0)
     model, _ = sft_train(kind(**SIZE), texts, **BASE)

@@ -3,6 +3,7 @@
 # The article is README.md beside this file. Run this from the shell (`python -m lessons 02`) or cell by cell.
 
 # %%
+import copy
 import time
 from statistics import mean, stdev
 
@@ -16,18 +17,19 @@ from data.preferences import demonstration
 from data.world import FREE_WORDS, WORD
 from lessons.course import Lesson, spread
 from lessons.diagrams import Box, draw_pipeline
-from lessons.start import BASE, LONGEST_ANSWER, SFT, SIZE, starting_point
+from lessons.start import BASE, LONGEST_ANSWER, SFT, starting_point
 from minigpt import EOS, MiniGPT, decode, encode, generate
-from minigpt.batching import Batches, Example
-from minigpt.evaluation import sample_answers
+from minigpt.batching import Batches
+from minigpt.evaluation import sample_responses
+from minigpt.examples import Example
 from minigpt.logprobs import logps_of, token_logps
-from minigpt.model import copy_model_weights
 from minigpt.plots import COLOURS
 from minigpt.sampling import sample_ids
-from minigpt.training import TrainingRun
+from minigpt.training import TrainingLoop
+from sft.evaluate import evaluate_loss
 from sft.loss import sft_loss
-from sft.main import as_rows
-from sft.train import SFTConfig, evaluate_loss, sft_train
+from sft.start import plain_text_rows
+from sft.train import SFTConfig, sft_train
 
 lesson = Lesson("02_sft")
 seeds = lesson.pick((0, 1, 2), (0, 1))
@@ -39,7 +41,7 @@ samples = lesson.pick(16, 1)  # answers to each prompt
 
 
 def heldout_plain(begin) -> list[dict[str, str]]:
-    return as_rows(begin.world.heldout_plain_text[:lesson.pick(200, 8)])
+    return plain_text_rows(begin.world.heldout_plain_text[:lesson.pick(200, 8)])
 
 
 
@@ -122,7 +124,7 @@ def surprise(model: MiniGPT, example: Example) -> list[float]:
     """-log p of every byte but the first, in nats."""
     batch = Batches([all_scored(example)], 1).collate([0])
     with torch.no_grad():
-        return (-token_logps(model, batch.token_ids, batch.segments))[0, 1:example.num_tokens].tolist()
+        return (-token_logps(model, batch))[0, 1:example.num_tokens].tolist()
 
 
 row = next(row for row in world.heldout_sft_rows if row["prompt"].endswith("?") and len(row["response"]) > 20)
@@ -174,7 +176,8 @@ for begin in starts:
                                            [row["response"] for row in demonstrations]))
     for name, prompts in (("SFT, prompts it has seen", begin.world.prompts),
                           ("SFT, held-out wordings", begin.world.heldout_prompts)):
-        repeated, answers = sample_answers(begin.sft, prompts, samples, LONGEST_ANSWER, begin.seed)
+        repeated, answers = sample_responses(begin.sft, prompts, samples, LONGEST_ANSWER,
+                                             begin.seed)
         shares[name].append(habits(begin.world, repeated, [answer.text for answer in answers]))
 kinds = list(shares["demonstrations"][0])
 figure, axis = lesson.panels()
@@ -206,19 +209,19 @@ lesson.figure("imitation", figure, f"SFT reproduces the demonstrators' habits: o
 def train(model: MiniGPT, examples: list[Example], seed: int, look=None, every: int = 50, **changes) -> MiniGPT:
     config = SFTConfig(**{**SFT, "seed": seed, **changes})
     batches = Batches(examples, config.batch_size, config.seed)
-    run = TrainingRun({"model": model.train()}, config, config.num_epochs * len(batches), batches.examples)
-    for batch in run.steps(batches, by_tokens=True):
-        if look is not None and run.step % every == 0:
-            look(run.step)
-        loss, metrics = sft_loss(token_logps(model, batch.token_ids, batch.segments), batch.response_mask)
-        run.update(loss, metrics)
+    loop = TrainingLoop({"model": model.train()}, config, batches, config.num_epochs * len(batches))
+    optimizer, log = loop.optimizer, loop.log
+    for batch in loop.whole_batches():                          # one optimizer step each
+        if look is not None and loop.step % every == 0:
+            look(loop.step)
+        with optimizer.precision():
+            loss, metrics = sft_loss(token_logps(model, batch), batch.response_mask)
+        optimizer.backward(loss)
+        log.add({"loss": loss, **metrics}, batch.weight)
+        log.write({"grad_norm": optimizer.step()})              # clip, step
     if look is not None:
-        look(run.step)
+        look(loop.step)
     return model.eval()
-
-
-def fresh(base: MiniGPT) -> MiniGPT:
-    return copy_model_weights(base, MiniGPT(**SIZE))
 
 
 def report(begin, model: MiniGPT) -> dict[str, float]:
@@ -243,7 +246,7 @@ for begin in starts:
     examples = sft_examples(begin.world.sft_rows[:few], LONGEST_ROW)
     heldout = heldout_plain(begin)
     for name, mask in masks.items():
-        model, points = fresh(begin.base), []
+        model, points = copy.deepcopy(begin.base), []
         look = None if name != "response and EOS" else (
             lambda step, m=model, p=points, h=heldout: p.append((step, evaluate_loss(m, h))))
         began = time.perf_counter()
@@ -280,7 +283,7 @@ def mixed(begin, share: float) -> list[Example]:
     """The demonstrations, and so much plain text for each of them."""
     demonstrations = begin.world.sft_rows[:few]
     plain = begin.world.plain_text[:round(share * len(demonstrations))]
-    return sft_examples(demonstrations + as_rows(plain), LONGEST_ROW)
+    return sft_examples(demonstrations + plain_text_rows(plain), LONGEST_ROW)
 
 
 recipes = {
@@ -291,7 +294,7 @@ recipe_results = {"the recipe, no plain text": results["response and EOS"], **{n
 for begin in starts:
     heldout = heldout_plain(begin)
     for name, (share, changes) in recipes.items():
-        model, points = fresh(begin.base), []
+        model, points = copy.deepcopy(begin.base), []
         curve = curves.get(name)
         look = None if curve is None else lambda step, m=model, p=points, h=heldout: p.append((step, evaluate_loss(m, h)))
         recipe_results[name].append(report(begin, train(model, mixed(begin, share), begin.seed, look, every, **changes)))
@@ -353,9 +356,9 @@ rows = sft_examples(world.sft_rows, LONGEST_ROW)
 lengths = [example.num_tokens for example in rows]
 
 
-def padding(batch_size: int, sorted_together: int) -> float:
+def padding(batch_size: int, pool_batches: int) -> float:
     """Share of an epoch's columns that hold PAD."""
-    batches = Batches(rows, batch_size, 0, sorted_together)
+    batches = Batches(rows, batch_size, 0, pool_batches)
     made = [batches.collate(numbers) for numbers in batches.epoch(0)]
     return 1 - sum(lengths) / sum(batch.token_ids.numel() for batch in made)
 
@@ -433,7 +436,7 @@ lesson.number("loss_strangers", loss_strangers, ".3f")
 # ## A mean of means is not the mean: gradient accumulation
 
 # %%
-batches = Batches(mixed(start, 0.3), 32, 0, sorted_together=1)
+batches = Batches(mixed(start, 0.3), 32, 0, pool_batches=1)
 
 
 def gradient(model: MiniGPT, pieces: list[list[int]], shares: list[float]) -> tuple[float, torch.Tensor]:
@@ -442,7 +445,7 @@ def gradient(model: MiniGPT, pieces: list[list[int]], shares: list[float]) -> tu
     total = 0.0
     for piece, share in zip(pieces, shares, strict=True):
         batch = batches.collate(piece)
-        loss, _ = sft_loss(token_logps(model, batch.token_ids, batch.segments), batch.response_mask)
+        loss, _ = sft_loss(token_logps(model, batch), batch.response_mask)
         (share * loss).backward()
         total += share * loss.item()
     return total, torch.cat([weight.grad.flatten() for weight in model.parameters()])
@@ -473,8 +476,9 @@ lesson.number("one_word_rows", f"{len(one_word) / len(rows):.0%}")
 lesson.number("one_word_tokens", f"{sum(len(example.responses[0]) for example in one_word) / sum(map(len, own)):.0%}")
 
 # %%
-whole_losses, piece_losses = (sft_train(fresh(start.base), world.sft_rows[:160], batch_size=32, accumulate=accumulate,
-                                        lr=SFT["lr"], precision="float32")[1] for accumulate in (1, 4))
+whole_losses, piece_losses = (
+    sft_train(copy.deepcopy(start.base), world.sft_rows[:160], batch_size=32, accumulate=accumulate,
+              lr=SFT["lr"], precision="float32")[1] for accumulate in (1, 4))
 lesson.number("accumulate_difference", max(abs(a - b) for a, b in zip(whole_losses, piece_losses, strict=True)), ".0e")
 
 # %% [markdown]
@@ -482,7 +486,8 @@ lesson.number("accumulate_difference", max(abs(a - b) for a, b in zip(whole_loss
 
 # %%
 weights = start.base.count_parameters()
-plain_tokens = sum(example.num_tokens for example in sft_examples(as_rows(world.plain_text), LONGEST_ROW))
+plain_tokens = sum(example.num_tokens for example in
+                   sft_examples(plain_text_rows(world.plain_text), LONGEST_ROW))
 sft_tokens = sum(lengths)
 lesson.number("weights", f"{weights:,}")
 lesson.number("base_tokens", f"{plain_tokens:,}")
@@ -501,7 +506,7 @@ lesson.number("sft_rate", f"{SFT['lr']:g}")
 batches = Batches(rows, 8)
 batch = batches.collate(batches.epoch(0)[0])
 with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-    loss, _ = sft_loss(token_logps(start.fresh_policy(), batch.token_ids, batch.segments), batch.response_mask)
+    loss, _ = sft_loss(token_logps(start.fresh_policy(), batch), batch.response_mask)
     loss.backward()
 lesson.number("counted_share", f"{counter.get_total_flops() / (6 * weights * int(batch.lengths.sum())):.0%}")
 

@@ -3,6 +3,7 @@
 # Predict first, then run: `python -m lessons 02 --solutions`.
 
 # %%
+import copy
 import math
 from statistics import mean
 
@@ -10,14 +11,15 @@ import torch
 
 from dpo.train import dpo_train
 from lessons.course import Lesson, spread
-from lessons.start import DPO, LONGEST_ANSWER, SFT, SIZE, starting_point
-from minigpt import EOS, SEP, MiniGPT, encode
-from minigpt.batching import Batches, Example
-from minigpt.evaluation import sample_answers
+from lessons.start import DPO, LONGEST_ANSWER, SFT, starting_point
+from minigpt import EOS, SEP, encode
+from minigpt.batching import Batches
+from minigpt.evaluation import sample_responses
+from minigpt.examples import Example
 from minigpt.logprobs import logps_of, logps_of_examples
-from minigpt.model import copy_model_weights
-from sft.main import as_rows
-from sft.train import evaluate_loss, sft_train
+from sft.evaluate import evaluate_loss
+from sft.start import plain_text_rows
+from sft.train import sft_train
 
 lesson = Lesson("02_sft", "solutions")
 starts = [starting_point(seed, quick=lesson.quick) for seed in (0, 1)]
@@ -34,9 +36,10 @@ table, best = [], {}
 for rate in rates:
     found = []
     for start in starts:
-        model, _ = sft_train(copy_model_weights(start.base, MiniGPT(**SIZE)), start.world.sft_rows[:few], seed=start.seed,
+        model, _ = sft_train(copy.deepcopy(start.base), start.world.sft_rows[:few], seed=start.seed,
                              **{**SFT, "lr": rate})
-        plain = evaluate_loss(model, as_rows(start.world.heldout_plain_text[:lesson.pick(200, 8)]))
+        texts = start.world.heldout_plain_text[:lesson.pick(200, 8)]
+        plain = evaluate_loss(model, plain_text_rows(texts))
         found.append({"loss": evaluate_loss(model, start.world.heldout_sft_rows), "plain": plain,
                       **start.measure(model, samples)})
     best[rate] = mean(one["loss"] for one in found)
@@ -101,10 +104,11 @@ for start in starts:
     world = start.world
     rows = [labelled(world, row) for row in world.sft_rows[:wanted]]
     rows = [row for row in rows if len(encode(row["prompt"] + row["response"])) + 2 <= start.base.max_seq_len]
-    model, _ = sft_train(copy_model_weights(start.base, MiniGPT(**SIZE)), rows, seed=start.seed, **SFT)
+    model, _ = sft_train(copy.deepcopy(start.base), rows, seed=start.seed, **SFT)
     for prefix in tones:
         prompts = [prefix + prompt for prompt in world.prompts + world.heldout_prompts]
-        asked, answers = sample_answers(model, prompts, lesson.pick(4, 1), LONGEST_ANSWER, start.seed)
+        asked, answers = sample_responses(model, prompts, lesson.pick(4, 1), LONGEST_ANSWER,
+                                          start.seed)
         judged = [world.judge(prompt.removeprefix(prefix), answer.text)
                   for prompt, answer in zip(asked, answers, strict=True)]
         tones[prefix].append({tone: mean(one.tone == tone for one in judged) for tone in PREFIXES})

@@ -15,22 +15,22 @@ from data.world import CORES, POLITE, RAMBLING, WORD, World
 from lessons.course import Lesson, spread
 from lessons.diagrams import Box, draw_pipeline
 from lessons.start import LONGEST_ANSWER, REWARD, SIZE, Start, kept, starting_point
-from minigpt.batching import Batches, collate, tokenize_example
-from minigpt.evaluation import sample_answers
+from minigpt.batching import Batches, collate
+from minigpt.evaluation import sample_responses
+from minigpt.examples import tokenize_example
 from minigpt.plots import COLOURS
-from minigpt.training import TrainingRun
-from reward.loss import bradley_terry_loss
-from reward.main import accuracy_by_fault
-from reward.model import RewardModel
-from reward.train import (
-    RewardConfig,
+from minigpt.training import TrainingLoop
+from reward.evaluate import (
+    accuracy_by_fault,
     calibration,
-    center,
     evaluate_reward_accuracy,
     reward_margins,
     score,
-    train_reward_model,
 )
+from reward.loss import bradley_terry_loss
+from reward.model import RewardModel
+from reward.start import center
+from reward.train import RewardConfig, train_reward_model
 
 lesson = Lesson("03_reward_models")
 starts = [starting_point(seed, quick=lesson.quick) for seed in lesson.pick((0, 1, 2), (0, 1))]
@@ -110,11 +110,12 @@ def read_at(model: RewardModel, prompts: list[str], responses: list[str], place:
     values = []
     for some in torch.arange(len(prompts)).split(64):
         batch = collate([tokenize_example(prompts[n], [responses[n]], model.max_seq_len) for n in some.tolist()],
-                        columns=model.max_seq_len)
+                        multiple_of=model.max_seq_len)
         last, edge = batch.lengths - 1, model.max_seq_len - 1
         column = {"last byte before EOS": last - 1, "EOS": last, "first PAD": (last + 1).clamp(max=edge),
                   "last column": torch.full_like(last, edge)}[place]
-        values.append(model.token_values(batch.token_ids).gather(1, column[:, None])[:, 0])
+        everywhere = model.head_values(model.trunk.hidden_states(batch.token_ids))   # (B, T)
+        values.append(everywhere.gather(1, column[:, None])[:, 0])
     return torch.cat(values)
 
 
@@ -150,20 +151,26 @@ def train_and_watch(model: RewardModel, world: World, seed: int) -> tuple[Reward
         watched[step] = accuracy_by_fault(world, world.heldout_preferences, margins)
 
     batches = Batches(preference_examples(world.preferences, model.max_seq_len), config.batch_size, config.seed)
-    run = TrainingRun({"reward": model.train()}, config, config.num_epochs * len(batches))
-    for batch in run.steps(batches):
-        if run.step in MARKS:
-            look(run.step)
-        rewards = model.rewards_of(batch)                                   # (B, 2): chosen, rejected
-        loss, metrics = bradley_terry_loss(rewards[:, 0], rewards[:, 1])
-        run.update(loss, metrics)
-    look(run.step)
+    loop = TrainingLoop({"reward": model.train()}, config, batches,
+                        config.num_epochs * len(batches))
+    optimizer, log = loop.optimizer, loop.log
+    for batch in loop.whole_batches():                      # one optimizer step each
+        if loop.step in MARKS:
+            look(loop.step)
+        with optimizer.precision():
+            rewards = model.rewards(batch)                  # (B, 2): chosen, rejected
+            loss, metrics = bradley_terry_loss(rewards[:, 0], rewards[:, 1])
+        optimizer.backward(loss)
+        log.add({"loss": loss, **metrics}, batch.weight)
+        log.write({"grad_norm": optimizer.step()})          # clip, step
+    look(loop.step)
     return model.eval(), watched
 
 
 def centred(model: RewardModel, start: Start) -> RewardModel:
     """With its zero at the mean of the SFT model's own answers."""
-    prompts, answers = sample_answers(start.sft, start.world.prompts, 4, LONGEST_ANSWER, start.seed)
+    prompts, answers = sample_responses(start.sft, start.world.prompts, 4, LONGEST_ANSWER,
+                                        start.seed)
     center(model, prompts, [answer.ids for answer in answers])
     return model
 
@@ -402,7 +409,8 @@ lesson.figure("length", figure, f"One rambling phrase changes the true reward by
 # %%
 said = []
 for s in starts:
-    prompts, answers = sample_answers(s.sft, s.world.heldout_prompts, lesson.pick(32, 4), LONGEST_ANSWER, seed=1)
+    prompts, answers = sample_responses(s.sft, s.world.heldout_prompts, lesson.pick(32, 4),
+                                        LONGEST_ANSWER, seed=1)
     truth = torch.tensor([s.world.true_reward(prompt, answer.text) for prompt, answer in zip(prompts, answers, strict=True)])
     said.append((prompts, answers, truth, score(s.reward, prompts, [answer.ids for answer in answers])))
 

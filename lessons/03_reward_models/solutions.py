@@ -10,10 +10,11 @@ import torch
 from data.world import WORD, World
 from lessons.course import Lesson, spread
 from lessons.start import LONGEST_ANSWER, REWARD, Start, kept, starting_point
-from minigpt.evaluation import sample_answers
-from reward.main import accuracy_by_fault
+from minigpt.evaluation import sample_responses
+from reward.evaluate import accuracy_by_fault, calibration, evaluate_reward_accuracy, reward_margins
 from reward.model import RewardModel
-from reward.train import calibration, center, evaluate_reward_accuracy, reward_margins, train_reward_model
+from reward.start import center
+from reward.train import train_reward_model
 
 lesson = Lesson("03_reward_models", "solutions")
 starts = [starting_point(seed, quick=lesson.quick) for seed in lesson.pick((0, 1, 2), (0, 1))]
@@ -28,7 +29,7 @@ def trained(s: Start, rows: list[dict[str, str]], seed: int = 0, num_epochs: int
         torch.manual_seed(seed)
         model = RewardModel.from_policy(s.sft)
         train_reward_model(model, rows, seed=seed, **{**RECIPE, "num_epochs": num_epochs})
-        prompts, answers = sample_answers(s.sft, s.world.prompts, 4, LONGEST_ANSWER, s.seed)
+        prompts, answers = sample_responses(s.sft, s.world.prompts, 4, LONGEST_ANSWER, s.seed)
         center(model, prompts, [answer.ids for answer in answers])
         return model
 

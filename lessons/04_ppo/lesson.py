@@ -3,12 +3,11 @@
 # The article is README.md beside this file. Run this from the shell (`python -m lessons 04`) or cell by cell.
 
 # %%
+import copy
 import math
 import tempfile
-from contextlib import ExitStack
 from functools import partial
 from statistics import mean, pstdev
-from unittest.mock import patch
 
 import torch
 
@@ -16,18 +15,20 @@ from lessons.course import Lesson, spread
 from lessons.diagrams import Box, draw_pipeline
 from lessons.start import LONGEST_ANSWER, PPO, starting_point
 from minigpt import generate
-from minigpt.batching import collate, tokenize_example
+from minigpt.batching import collate
 from minigpt.evaluation import evaluate_policy
-from minigpt.logprobs import exact_kl, kl_k1, kl_k2, kl_k3, logps_of, response_logits
+from minigpt.examples import tokenize_example
+from minigpt.kl import exact_kl, kl_k1, kl_k2, kl_k3
+from minigpt.logprobs import logps_of, response_logits
 from minigpt.plots import COLOURS, running_mean
 from minigpt.run_folder import read_history
 from minigpt.sampling import sample_ids
-from ppo.advantages import gae
+from ppo.advantages import gae, whiten
 from ppo.loss import ppo_loss
-from ppo.rollout import sample_rollout
-from ppo.train import explained_variance, ppo_training, value_model_from
+from ppo.rollout import RolloutMaker
+from ppo.train import ppo_training
+from reward.evaluate import score
 from reward.model import RewardModel
-from reward.train import score
 
 lesson = Lesson("04_ppo")
 SEEDS = lesson.pick((0, 1, 2), (0, 1))
@@ -100,10 +101,10 @@ lesson.figure("clipping", figure, "A good token that is already 20 % more likely
 EPISODES = lesson.pick(60, 2)
 policies, value_models, histories = {}, {}, []
 for seed, start in starts.items():
-    policies[seed], value_models[seed] = start.fresh_policy(), value_model_from(start.reward)
-    with tempfile.TemporaryDirectory() as folder, \
-            patch("ppo.train.value_model_from", return_value=value_models[seed]):
-        ppo_training(policies[seed], start.sft, start.reward, start.world.prompts, measure=start.world.measure, seed=seed,
+    policies[seed], value_models[seed] = start.fresh_policy(), copy.deepcopy(start.reward)
+    with tempfile.TemporaryDirectory() as folder:
+        ppo_training(policies[seed], start.sft, start.reward, start.world.prompts,
+                     value_model=value_models[seed], measure=start.world.measure, seed=seed,
                      out=folder, **{**RECIPE, "num_episodes": EPISODES})
         histories.append(read_history(folder))
 
@@ -195,24 +196,28 @@ lesson.table("answers", ["prompt", "SFT", "true reward", "after PPO", "true rewa
 # ## One answer, token by token: rewards, values, advantages
 
 # %%
+@torch.no_grad()
 def roll_out(start, policy, value_model, prompts, seed: int = 0):
-    """A rollout on these prompts, as the training loop makes them."""
+    """A rollout on these prompts and its values (B, T), as the training loop makes them."""
     batch = collate([tokenize_example(prompt, [], policy.max_seq_len) for prompt in prompts])
-    return sample_rollout(policy, start.sft, start.reward, value_model, batch, LONGEST, RECIPE["kl_coeff"], 1.0,
-                          torch.Generator().manual_seed(seed))
+    make = RolloutMaker(start.sft, start.reward, LONGEST, missing_eos_penalty=1.0)
+    rollout = make(policy, batch, RECIPE["kl_coeff"], torch.Generator().manual_seed(seed))
+    return rollout, value_model.values(rollout.batch)
 
 
-rollout = roll_out(starts[0], policies[0], value_models[0], starts[0].world.heldout_prompts)
+rollout, values = roll_out(starts[0], policies[0], value_models[0], starts[0].world.heldout_prompts)
 far = int(rollout.exact_kl.argsort()[-3])  # an answer that moved away from the reference, so that there is a KL to see
 where = rollout.mask[far]
-letters = ["EOS" if byte == 255 else chr(byte) if byte < 128 else "?" for byte in rollout.token_ids[far, where].tolist()]
+letters = ["EOS" if byte == 255 else chr(byte) if byte < 128 else "?"
+           for byte in rollout.batch.token_ids[far, where].tolist()]
 places = range(len(letters))
 figure, axes = lesson.panels(2, height=3.4)
 axes[0].bar(places, rollout.rewards[far, where], color=COLOURS[0], label="reward of the token")
-axes[0].plot(places, rollout.values[far, where], "o-", color=COLOURS[2], markersize=3, label="value before the token")
+axes[0].plot(places, values[far, where], "o-", color=COLOURS[2], markersize=3,
+             label="value before the token")
 axes[0].set(ylabel="units of the score", title="Reward and value")
 for lam, colour in ((0.0, COLOURS[4]), (0.95, COLOURS[0]), (1.0, COLOURS[3])):
-    advantages, _ = gae(rollout.rewards, rollout.values, rollout.mask, 1.0, lam)
+    advantages, _ = gae(rollout.rewards, values, rollout.mask, 1.0, lam)
     axes[1].plot(places, advantages[far, where], "o-", color=colour, markersize=3, label=f"lambda {lam:g}")
 axes[1].axhline(0, color="grey", linewidth=0.8)
 axes[1].set(ylabel="advantage (units of the score)", title="Who gets the credit")
@@ -243,11 +248,12 @@ def bias_and_noise(start, policy, value_model) -> tuple[list[float], list[float]
     copies, fewest = lesson.pick(128, 4), lesson.pick(24, 1)
     biases, noises = [[] for _ in LAMBDAS], [[] for _ in LAMBDAS]
     for prompt in start.world.heldout_prompts[:lesson.pick(10, 2)]:
-        rollout = roll_out(start, policy, value_model, [prompt] * copies)
+        rollout, values = roll_out(start, policy, value_model, [prompt] * copies)
         every, first = torch.arange(copies), rollout.mask.int().argmax(1)
-        byte = rollout.token_ids[every, first]
-        advantages = torch.stack([gae(rollout.rewards, rollout.values, rollout.mask, 1.0, lam)[0][every, first]
-                                  for lam in LAMBDAS])
+        byte = rollout.batch.token_ids[every, first]
+        advantages = torch.stack([
+            gae(rollout.rewards, values, rollout.mask, 1.0, lam)[0][every, first]
+            for lam in LAMBDAS])
         for value in byte.unique():
             group = advantages[:, byte == value]
             if group.shape[1] >= fewest:
@@ -261,7 +267,7 @@ figure, axes = lesson.panels(2, height=3.2, sharey=True)
 tradeoff = {}
 for axis, when, title in zip(axes, ("fresh", "trained"), ("Value model before training", f"after {EPISODES} episodes"),
                              strict=True):
-    measured = [bias_and_noise(start, *((start.sft, value_model_from(start.reward)) if when == "fresh" else
+    measured = [bias_and_noise(start, *((start.sft, start.reward) if when == "fresh" else
                                         (policies[seed], value_models[seed]))) for seed, start in starts.items()]
     tradeoff[when] = measured
     for which, label, colour in ((0, "bias (spread over beginnings)", COLOURS[1]),
@@ -284,75 +290,74 @@ lesson.figure("lambda", figure, f"The first token's advantage. Bias falls to 0 a
 
 # %% [markdown]
 # ## Leave one thing out
-# Each row is the recipe with one change, on every seed. What has no option is replaced in the module for one run.
+# Each row is the recipe with one change, on every seed.
 
 # %%
-def no_value(value_model, token_ids, segments):
-    return torch.zeros(segments.shape)
+def rewards_to_go(rollout):
+    """The advantage without a value function: all that comes from a token on, whitened."""
+    nothing = torch.zeros_like(rollout.rewards)
+    advantages, _ = gae(rollout.rewards, nothing, rollout.mask, lam=1.0)
+    return whiten(advantages, rollout.mask)
 
 
 def value_from_scratch(reward):
     torch.manual_seed(0)
-    return RewardModel(**reward.settings).train()
+    return RewardModel(**reward.settings)
 
 
 def shifted(reward, by: float):
     """The same reward model with another zero."""
-    other = RewardModel(**reward.settings)
-    other.load_state_dict(reward.state_dict())
+    other = copy.deepcopy(reward)
     other.head.bias.data += by
-    return other.eval()
+    return other
 
 
 NO_CLIP = {"clip": 1e9, "max_approxkl": math.inf}
-# name: (what is said of it, options, what is replaced, what is added to every score)
+# name: (what is said of it, options, what is added to every score)
 CHANGES = {
-    "recipe": ("the recipe", {}, {}, 0.0),
-    "other_numbers": ("the recipe, other random numbers", {"seed": 77}, {}, 0.0),
-    "shifted": ("every score + 5 (the same on paper)", {}, {}, 5.0),
-    "no_kl": ("no KL term (beta 0)", {"kl_coeff": 0.0}, {}, 0.0),
-    "wrong_sign": ("KL with the wrong sign (beta -0.5)", {"kl_coeff": -0.5}, {}, 0.0),
-    "no_clip": ("no clipping", NO_CLIP, {}, 0.0),
-    "eight": ("8 passes over a rollout", {"ppo_epochs": 8}, {}, 0.0),
-    "eight_no_clip": ("8 passes, no clipping", {"ppo_epochs": 8, **NO_CLIP}, {}, 0.0),
-    "one": ("1 pass", {"ppo_epochs": 1}, {}, 0.0),
-    "small": ("minibatches of 12 (recipe: all 48)", {"minibatch_size": 12}, {}, 0.0),
-    "not_whitened": ("advantages not whitened", {}, {"ppo.train.whiten": lambda advantages, mask: advantages}, 0.0),
-    "scratch": ("value model from scratch", {}, {"ppo.train.value_model_from": value_from_scratch}, 0.0),
-    "no_value": ("no value function (V = 0, lambda 1)", {"lam": 1.0}, {"ppo.rollout.token_values": no_value}, 0.0),
-    "lambda_0": ("lambda 0", {"lam": 0.0}, {}, 0.0),
-    "lambda_1": ("lambda 1", {"lam": 1.0}, {}, 0.0),
-    "gamma": ("gamma 0.95", {"gamma": 0.95}, {}, 0.0),
-    "no_eos": ("no penalty for a missing EOS", {"missing_eos_penalty": 0.0}, {}, 0.0),
-    "cold": ("sampled at temperature 0.7, scored at 1", {},
-             {"ppo.rollout.sample_ids": partial(sample_ids, temperature=0.7)}, 0.0),
-    "fast": ("rate x 10", {"lr": 3e-3}, {}, 0.0),
+    "recipe": ("the recipe", {}, 0.0),
+    "other_numbers": ("the recipe, other random numbers", {"seed": 77}, 0.0),
+    "shifted": ("every score + 5 (the same on paper)", {}, 5.0),
+    "no_kl": ("no KL term (beta 0)", {"kl_coeff": 0.0}, 0.0),
+    "wrong_sign": ("KL with the wrong sign (beta -0.5)", {"kl_coeff": -0.5}, 0.0),
+    "no_clip": ("no clipping", NO_CLIP, 0.0),
+    "eight": ("8 passes over a rollout", {"ppo_epochs": 8}, 0.0),
+    "eight_no_clip": ("8 passes, no clipping", {"ppo_epochs": 8, **NO_CLIP}, 0.0),
+    "one": ("1 pass", {"ppo_epochs": 1}, 0.0),
+    "small": ("minibatches of 12 (recipe: all 48)", {"minibatch_size": 12}, 0.0),
+    "not_whitened": ("advantages not whitened", {"whiten": False}, 0.0),
+    "scratch": ("value model from scratch", {"value_model": value_from_scratch}, 0.0),
+    "no_value": ("no value function (V = 0, lambda 1)", {"advantage": rewards_to_go}, 0.0),
+    "lambda_0": ("lambda 0", {"lam": 0.0}, 0.0),
+    "lambda_1": ("lambda 1", {"lam": 1.0}, 0.0),
+    "gamma": ("gamma 0.95", {"gamma": 0.95}, 0.0),
+    "no_eos": ("no penalty for a missing EOS", {"missing_eos_penalty": 0.0}, 0.0),
+    "cold": ("sampled at temperature 0.7, scored at 1",
+             {"sample": partial(sample_ids, temperature=0.7)}, 0.0),
+    "fast": ("rate x 10", {"lr": 3e-3}, 0.0),
 }
 SHORT = lesson.pick(20, 1)
 PROMPTS = lesson.pick(None, 4)
 lesson.number("short_episodes", str(SHORT))
 
 
-def run(start, options, replaced, shift):
+def run(start, options, shift):
     """The policy, and the score and the explained variance of each rollout."""
-    policy, explained = start.fresh_policy(), []
-
-    def watched(*tensors):
-        explained.append(explained_variance(*tensors))
-        return explained[-1]
-
-    with ExitStack() as stack:
-        stack.enter_context(patch("ppo.train.explained_variance", watched))
-        for name, by in replaced.items():
-            stack.enter_context(patch(name, by))
-        _, scores, _ = ppo_training(policy, start.sft, shifted(start.reward, shift), start.world.prompts[:PROMPTS],
-                                    **{**RECIPE, "num_episodes": SHORT, "seed": start.seed, **options})
-    return policy, scores, explained
+    if "value_model" in options:  # one for every run, since it is trained
+        options = {**options, "value_model": options["value_model"](start.reward)}
+    with tempfile.TemporaryDirectory() as folder:
+        policy, scores, _ = ppo_training(
+            start.fresh_policy(), start.sft, shifted(start.reward, shift),
+            start.world.prompts[:PROMPTS], out=folder,
+            **{**RECIPE, "num_episodes": SHORT, "seed": start.seed, **options})
+        history = read_history(folder)
+    nothing = [0.0] * SHORT  # is explained where there is no value function
+    return policy, scores, history.get("val/explained_variance", nothing)
 
 
 kept_policies, ablations = {}, {}
-for name, (_, options, replaced, shift) in CHANGES.items():
-    runs = {seed: run(start, options, replaced, shift) for seed, start in starts.items()}
+for name, (_, options, shift) in CHANGES.items():
+    runs = {seed: run(start, options, shift) for seed, start in starts.items()}
     ablations[name] = [results(starts[seed], policy) for seed, (policy, _, _) in runs.items()]
     kept_policies[name] = {seed: policy for seed, (policy, _, _) in runs.items()}
     lesson.number(f"{name}_peak", [max(scores) - scores[0] for _, scores, _ in runs.values()], ".1f")
@@ -417,13 +422,14 @@ def estimates(start, policy, reference, copies: int) -> dict[str, torch.Tensor]:
     batch = collate([tokenize_example(prompt, [answer.ids], policy.max_seq_len)
                      for prompt, answer in zip(prompts, answers, strict=True)])
     tokens = batch.token_ids[batch.response_mask]
-    logits, ref_logits = (response_logits(model, batch.token_ids, batch.segments) for model in (policy, reference))
+    logits, ref_logits = (response_logits(model, batch) for model in (policy, reference))
     both = logps_of(logits, tokens), logps_of(ref_logits, tokens)
     return {"k1": kl_k1(*both), "k2": kl_k2(*both), "k3": kl_k3(*both), "exact": exact_kl(logits, ref_logits)}
 
 
 COPIES = lesson.pick(64, 2)
-near = {seed: run(start, {"num_episodes": lesson.pick(3, 1)}, {}, 0.0)[0] for seed, start in starts.items()}
+near = {seed: run(start, {"num_episodes": lesson.pick(3, 1)}, 0.0)[0]
+        for seed, start in starts.items()}
 PAIRS = {"near": ("3 episodes", near), "recipe": (f"the recipe ({SHORT})", kept_policies["recipe"]),
          "no_kl": ("no KL term", kept_policies["no_kl"]), "wrong_sign": ("wrong sign", kept_policies["wrong_sign"])}
 rows, relative = [], {}

@@ -9,14 +9,16 @@ import torch
 
 from lessons.course import Lesson, spread
 from lessons.start import LONGEST_ANSWER, PPO, starting_point
-from minigpt.batching import collate, tokenize_example
+from minigpt.batching import collate
 from minigpt.evaluation import evaluate_policy
-from minigpt.logprobs import kl_k1, token_logps
+from minigpt.examples import tokenize_example
+from minigpt.kl import kl_k1
+from minigpt.logprobs import token_logps
 from minigpt.plots import COLOURS
 from minigpt.sampling import sample_ids
 from ppo.train import ppo_training
+from reward.evaluate import score
 from reward.model import RewardModel
-from reward.train import score
 
 lesson = Lesson("04_ppo", "solutions")
 SEEDS = (0, 1)
@@ -78,8 +80,8 @@ class LikesLength(RewardModel):
 
     prize, usual = 0.5, 0
 
-    def rewards_of(self, batch):
-        return super().rewards_of(batch) + self.prize * (batch.members.sum(-1) - self.usual)
+    def rewards(self, batch):
+        return super().rewards(batch) + self.prize * (batch.response_masks.sum(-1) - self.usual)
 
 
 def liking_length(reward: RewardModel, usual: int) -> RewardModel:
@@ -109,9 +111,9 @@ def reinforce(start, beta: float = PPO["kl_coeff"], lr: float = PPO["lr"]):
     for _ in range(EPISODES):
         answers = sample_ids(policy, [list(example.prompt) for example in prompts], LONGEST, generator=generator)
         batch = collate([example._replace(responses=(bytes(ids),)) for example, ids in zip(prompts, answers, strict=True)])
-        logps = token_logps(policy, batch.token_ids, batch.segments).sum(1)               # (B,), with a gradient
+        logps = token_logps(policy, batch).sum(1)               # (B,), with a gradient
         with torch.no_grad():
-            kl = kl_k1(logps, token_logps(start.sft, batch.token_ids, batch.segments).sum(1))
+            kl = kl_k1(logps, token_logps(start.sft, batch).sum(1))
             rewards = start.reward(batch.token_ids, batch.lengths) - beta * kl             # (B,)
             advantages = (rewards - rewards.mean()) / (rewards.std() + 1e-8)
         loss = -(advantages * logps).mean() / batch.response_mask.sum(1).float().mean()    # per token, as in PPO

@@ -15,11 +15,11 @@ from lessons.course import Lesson, spread
 from lessons.diagrams import Box, draw_pipeline
 from lessons.start import DPO, LONGEST_ANSWER, starting_point
 from minigpt.batching import Batches
-from minigpt.evaluation import sample_answers
+from minigpt.evaluation import sample_responses
 from minigpt.logprobs import logps_of_examples, response_logps
 from minigpt.plots import COLOURS, running_mean
-from minigpt.training import TrainingRun
-from reward.train import evaluate_reward_accuracy
+from minigpt.training import TrainingLoop
+from reward.evaluate import evaluate_reward_accuracy
 
 lesson = Lesson("05_dpo")
 seeds = lesson.pick((0, 1, 2), (0, 1))
@@ -38,14 +38,20 @@ lesson.number("parameters", f"{starts[0].sft.count_parameters():,}")
 def train(policy, reference, rows, loss_of=dpo_loss, **changes):
     config = DPOConfig(**{**DPO, **changes})
     batches = Batches(preference_examples(rows, policy.max_seq_len), config.batch_size, config.seed)
-    run = TrainingRun({"policy": policy.train()}, config, config.num_epochs * len(batches))
-    ref_logps = logps_of_examples(reference, batches)                              # (N, 2), once: it never changes
-    for batch in run.steps(batches):
-        chosen_logps, rejected_logps = response_logps(policy, batch).unbind(1)     # (B,) each, with a gradient
-        ref_chosen_logps, ref_rejected_logps = ref_logps[batch.examples].unbind(1)  # (B,) each, plain numbers
-        loss, metrics = loss_of(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, config.beta)
-        run.update(loss, metrics)
-    return policy.eval(), run.history
+    loop = TrainingLoop({"policy": policy.train()}, config, batches,
+                        config.num_epochs * len(batches))
+    optimizer, log = loop.optimizer, loop.log
+    ref_logps = logps_of_examples(reference, batches)            # (N, 2), once: it never changes
+    for batch in loop.whole_batches():                           # one optimizer step each
+        with optimizer.precision():
+            chosen_logps, rejected_logps = response_logps(policy, batch).unbind(1)   # (B,) each
+            ref_chosen_logps, ref_rejected_logps = ref_logps[batch.indices].unbind(1)
+            loss, metrics = loss_of(chosen_logps, rejected_logps, ref_chosen_logps,
+                                    ref_rejected_logps, config.beta)
+        optimizer.backward(loss)
+        log.add({"loss": loss, **metrics}, batch.weight)
+        log.write({"grad_norm": optimizer.step()})               # clip, step
+    return policy.eval(), log.history
 
 
 # %% [markdown]
@@ -66,7 +72,8 @@ def kind_of(world, prompt, text):
 
 def look_at(start, policy, samples):
     """The true rewards and the kinds of a policy's answers to the held-out prompts: (prompts, samples) each."""
-    prompts, answers = sample_answers(policy, start.world.heldout_prompts, samples, LONGEST_ANSWER, start.seed)
+    prompts, answers = sample_responses(policy, start.world.heldout_prompts, samples,
+                                        LONGEST_ANSWER, start.seed)
     texts = [(prompt, answer.text) for prompt, answer in zip(prompts, answers, strict=True)]
     rewards = torch.tensor([start.world.true_reward(*text) for text in texts])
     kinds = torch.tensor([kind_of(start.world, *text) for text in texts])

@@ -15,7 +15,7 @@ from lessons.course import Lesson, spread
 from lessons.start import DPO, starting_point
 from minigpt.batching import Batches
 from minigpt.logprobs import logps_of_examples, response_logps
-from minigpt.training import TrainingRun
+from minigpt.training import TrainingLoop
 
 lesson = Lesson("05_dpo", "solutions")
 seeds = (0, 1)
@@ -34,11 +34,16 @@ def train(start, rows, loss_of):
     policy = start.fresh_policy()
     config = DPOConfig(**{**DPO, "seed": start.seed})
     batches = Batches(preference_examples(rows, policy.max_seq_len), config.batch_size, config.seed)
-    run = TrainingRun({"policy": policy.train()}, config, len(batches))
+    loop = TrainingLoop({"policy": policy.train()}, config, batches, len(batches))
+    optimizer, log = loop.optimizer, loop.log
     ref_logps = logps_of_examples(start.sft, batches)
-    for batch in run.steps(batches):
-        loss = loss_of(response_logps(policy, batch), ref_logps[batch.examples], batch.members.sum(-1))
-        run.update(loss, {})
+    for batch in loop.whole_batches():
+        with optimizer.precision():
+            logps, lengths = response_logps(policy, batch), batch.response_masks.sum(-1)
+            loss = loss_of(logps, ref_logps[batch.indices], lengths)
+        optimizer.backward(loss)
+        log.add({"loss": loss}, batch.weight)
+        log.write({"grad_norm": optimizer.step()})
     return policy.eval()
 
 
@@ -147,16 +152,23 @@ def kto(start, rows, beta, with_point):
     batches, mismatched = (Batches(preference_examples(some, policy.max_seq_len), config.batch_size, config.seed)
                            for some in (rows, strangers))
     ref_logps, ref_mismatched = (logps_of_examples(start.sft, some) for some in (batches, mismatched))
-    run = TrainingRun({"policy": policy.train()}, config, len(batches))
-    for batch in run.steps(batches):
+    loop = TrainingLoop({"policy": policy.train()}, config, batches, len(batches))
+    optimizer, log = loop.optimizer, loop.log
+    for batch in loop.whole_batches():
         z = torch.zeros(())
         if with_point:
-            with torch.no_grad():
-                logps = response_logps(policy, mismatched.collate(batch.examples.tolist()))
-            z = (logps - ref_mismatched[batch.examples]).mean().clamp(min=0)
+            with torch.no_grad(), optimizer.precision():
+                logps = response_logps(policy, mismatched.collate(batch.indices.tolist()))
+            z = (logps - ref_mismatched[batch.indices]).mean().clamp(min=0)
             points[start.seed].append(float(z))
-        good, bad = (response_logps(policy, batch) - ref_logps[batch.examples]).unbind(1)  # never compared to each other
-        run.update((2 - torch.sigmoid(beta * (good - z)) - torch.sigmoid(beta * (z - bad))).mean() / 2, {})
+        with optimizer.precision():
+            log_ratios = response_logps(policy, batch) - ref_logps[batch.indices]
+            good, bad = log_ratios.unbind(1)                     # never compared to each other
+            losses = 2 - torch.sigmoid(beta * (good - z)) - torch.sigmoid(beta * (z - bad))
+            loss = losses.mean() / 2
+        optimizer.backward(loss)
+        log.add({"loss": loss}, batch.weight)
+        log.write({"grad_norm": optimizer.step()})
     return policy.eval()
 
 

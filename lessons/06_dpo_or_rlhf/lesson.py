@@ -3,6 +3,7 @@
 # The article is README.md beside this file. Run this from the shell (`python -m lessons 06`) or cell by cell.
 
 # %%
+import copy
 import time
 from statistics import mean
 
@@ -14,13 +15,12 @@ from lessons.course import Lesson, spread
 from lessons.diagrams import Box, draw_pipeline
 from lessons.limit import BETAS, Frontier, best_of_n_kl
 from lessons.start import DPO, LONGEST_ANSWER, PPO, REWARD, SFT, SIZE, kept, starting_point
-from minigpt import MiniGPT, copy_model_weights, generate
-from minigpt.evaluation import kl_to_reference, sample_answers
+from minigpt import generate
+from minigpt.evaluation import kl_to_reference, sample_responses
 from minigpt.plots import COLOURS
 from ppo import ppo_training
-from ppo.train import value_model_from
 from reward import RewardModel, evaluate_reward_accuracy, score, train_reward_model
-from reward.train import center
+from reward.start import center
 
 lesson = Lesson("06_dpo_or_rlhf")
 SEEDS = (0, 1, 2)[:lesson.pick(3, 2)]  # of the main comparison
@@ -42,19 +42,15 @@ heldout_pairs = {seed: start.world.heldout_preferences[:lesson.pick(None, 8)] fo
 # Every arm below is one of these two calls.  The reference is the SFT model, always.
 
 # %%
-def copy_of(model):
-    return copy_model_weights(model, MiniGPT(**model.settings))
-
-
 def run_dpo(start, rows, policy=None, **changes):
     """DPO on these rows, from a copy of the SFT model or of another policy."""
-    policy = copy_of(policy or start.sft)
+    policy = copy.deepcopy(policy or start.sft)
     return dpo_train(policy, start.sft, rows, **{**DPO, **changes})[0]
 
 
 def run_ppo(start, reward, episodes=HALF_EPISODES, policy=None, prompts=None, **changes):
     """PPO against this reward model, from a copy of the SFT model or of another policy."""
-    policy = copy_of(policy or start.sft)
+    policy = copy.deepcopy(policy or start.sft)
     prompts = prompts or start.world.prompts
     settings = {**PPO, "num_episodes": episodes, "max_new_tokens": TOKENS, **changes}
     return ppo_training(policy, start.sft, reward, prompts[:lesson.pick(None, 4)], **settings)[0]
@@ -64,7 +60,7 @@ def run_reward(start, rows, **changes):
     """A reward model on these rows, with its zero at the SFT model's answers."""
     torch.manual_seed(start.seed)
     model, _, _ = train_reward_model(RewardModel.from_policy(start.sft), rows, seed=start.seed, **{**REWARD, **changes})
-    prompts, answers = sample_answers(start.sft, start.world.prompts, 4, TOKENS, start.seed)
+    prompts, answers = sample_responses(start.sft, start.world.prompts, 4, TOKENS, start.seed)
     center(model, prompts, [answer.ids for answer in answers])
     return model
 
@@ -89,7 +85,8 @@ def rewards_of(start, prompts, texts, bias=0.0):
 
 def look(start, policy, prompts=None, samples=SAMPLES):
     """What the policy says to held-out prompts."""
-    asked, answers = sample_answers(policy, prompts or heldout_prompts[start.seed], samples, TOKENS, start.seed + 10)
+    asked, answers = sample_responses(policy, prompts or heldout_prompts[start.seed], samples,
+                                      TOKENS, start.seed + 10)
     texts = [answer.text for answer in answers]
     figures = {**start.world.measure(asked, texts), **kl_to_reference(policy, start.sft, asked, answers)}
     figures["kl"] = figures["kl_nats_per_response"]
@@ -115,7 +112,7 @@ BIAS = 2.0  # for later: annotators who give 2 points for every 10 words more
 pools, frontiers, sft_rewards, seconds = {}, {}, {}, {"sampling": [], "scoring": []}
 for seed, start in starts.items():
     began = time.perf_counter()
-    asked, answers = sample_answers(start.sft, heldout_prompts[seed], POOL, TOKENS, seed)
+    asked, answers = sample_responses(start.sft, heldout_prompts[seed], POOL, TOKENS, seed)
     sampled = time.perf_counter()
     scores = score(start.reward, asked, [answer.ids for answer in answers]).view(-1, POOL)
     seconds["sampling"].append(sampled - began)
@@ -176,7 +173,7 @@ def megabytes(*models):
 
 
 sft, reward = starts[0].sft, starts[0].reward
-value = value_model_from(reward)
+value = copy.deepcopy(reward)  # as PPO makes it
 held = {"SFT": [sft], f"best of {N}": [sft, reward], "reward model + PPO": [sft, sft, reward, value], "DPO": [sft, sft]}
 trained = {"SFT": [], f"best of {N}": [], "reward model + PPO": [sft, value], "DPO": [sft]}
 whole = {name: megabytes(*held[name]) + 3 * megabytes(*trained[name]) for name in held}  # + gradient, two moments

@@ -3,6 +3,7 @@
 # Predict first, then run: `python -m lessons 06 --solutions`.
 
 # %%
+import copy
 import math
 from statistics import mean
 
@@ -11,8 +12,7 @@ import torch
 from dpo import dpo_train
 from lessons.course import Lesson
 from lessons.start import DPO, LONGEST_ANSWER, PPO, starting_point
-from minigpt import MiniGPT, copy_model_weights
-from minigpt.evaluation import sample_answers
+from minigpt.evaluation import sample_responses
 from ppo import ppo_training
 from reward import score
 
@@ -30,7 +30,7 @@ def run_dpo(start, rows):
 
 def run_ppo(start, reward, policy, reference):
     """PPO from a copy of `policy`, with the KL counted from `reference`."""
-    policy = copy_model_weights(policy, MiniGPT(**policy.settings))
+    policy = copy.deepcopy(policy)
     prompts = start.world.prompts[:lesson.pick(None, 4)]
     return ppo_training(policy, reference, reward, prompts,
                         **{**PPO, "num_episodes": EPISODES, "max_new_tokens": TOKENS})[0]
@@ -87,7 +87,8 @@ keep("reference_dpo", from_dpo)
 N, GROUPS = lesson.pick((16, 8), (2, 1))
 picked = {"alone": [], "best": []}
 for seed, start in starts.items():
-    asked, answers = sample_answers(half_dpo[seed], start.world.heldout_prompts, N * GROUPS, TOKENS, seed)
+    asked, answers = sample_responses(half_dpo[seed], start.world.heldout_prompts, N * GROUPS,
+                                      TOKENS, seed)
     scores = score(start.reward, asked, [answer.ids for answer in answers]).view(-1, N)
     rewards = torch.tensor([start.world.true_reward(p, a.text) for p, a in zip(asked, answers, strict=True)]).view(-1, N)
     picked["alone"].append(float(rewards.mean()))

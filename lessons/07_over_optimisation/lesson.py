@@ -3,6 +3,7 @@
 # The article is README.md beside this file. Run this from the shell (`python -m lessons 07`) or cell by cell.
 
 # %%
+import copy
 import math
 from statistics import mean, stdev
 
@@ -14,13 +15,15 @@ from lessons.course import Lesson, spread
 from lessons.diagrams import Box, draw_pipeline
 from lessons.limit import BETAS, Frontier, best_of_n_kl
 from lessons.start import DPO, LONGEST_ANSWER, PPO, REWARD, SFT, SIZE, kept, starting_point
-from minigpt import MiniGPT, copy_model_weights, generate
+from minigpt import generate
 from minigpt.disk import write_json
-from minigpt.evaluation import kl_to_reference, sample_answers
+from minigpt.evaluation import kl_to_reference, sample_responses
 from minigpt.plots import COLOURS
 from ppo.train import ppo_training
+from reward.evaluate import evaluate_reward_accuracy, score
 from reward.model import RewardModel
-from reward.train import center, evaluate_reward_accuracy, score, train_reward_model
+from reward.start import center
+from reward.train import train_reward_model
 
 lesson = Lesson("07_over_optimisation")
 seeds = lesson.pick((0, 1, 2), (0, 1))
@@ -205,7 +208,7 @@ lesson.figure("proxies", figure, f"Left: one perfect optimiser, four things to o
 # %%
 def look(start, policy, judges, seed=0):
     """What a policy says to the held-out prompts; judges: reward models by name."""
-    prompts, answers = sample_answers(policy, start.world.heldout_prompts, samples, longest, seed)
+    prompts, answers = sample_responses(policy, start.world.heldout_prompts, samples, longest, seed)
     texts = [answer.text for answer in answers]
     verdicts = [start.world.judge(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
     return {"kl": kl_to_reference(policy, start.sft, prompts, answers)["kl_nats_per_response"],
@@ -224,7 +227,7 @@ def by_ppo(start, proxy, kl_coeff, copies=None, **options):
 
     def measure(prompts, texts):
         if next(episode) % watch_every == 0 and copies is not None:
-            copies.append(copy_model_weights(policy, MiniGPT(**policy.settings)).eval())
+            copies.append(copy.deepcopy(policy).eval())
         return {}
 
     recipe = {**PPO, "num_episodes": episodes, "batch_size": batch_size, "max_new_tokens": longest, "seed": start.seed,
@@ -245,7 +248,7 @@ def proxy_from(start, rows, seed):
     def train():
         torch.manual_seed(seed)
         model, _, _ = train_reward_model(RewardModel.from_policy(start.sft), rows, seed=seed, **REWARD)
-        prompts, answers = sample_answers(start.sft, start.world.prompts, 4, longest, seed)
+        prompts, answers = sample_responses(start.sft, start.world.prompts, 4, longest, seed)
         center(model, prompts, [answer.ids for answer in answers])
         return model
 
@@ -281,7 +284,7 @@ for start, other, s, t in zip(starts["few"], others, scores["few"], true, strict
         keep("PPO", kl_coeff, start, seen)
         if kl_coeff == LEAST:
             checkpoints.append([start.sft, *copies])
-            along.append([look(start, copy, judges) for copy in checkpoints[-1]])
+            along.append([look(start, each, judges) for each in checkpoints[-1]])
             hacked.append(seen)
             kls_along["loose"].append(kls)
         if kl_coeff == FIRM:
@@ -449,8 +452,8 @@ class Ensemble(RewardModel):
         self.load_state_dict(members[0].state_dict())  # PPO's value model starts from these weights
         self.members, self.combine = tuple(members), combine
 
-    def rewards_of(self, batch):
-        return self.combine(torch.stack([member.rewards_of(batch) for member in self.members]))
+    def rewards(self, batch):
+        return self.combine(torch.stack([member.rewards(batch) for member in self.members]))
 
 
 COMBINE = {"mean": lambda s: s.mean(0), "minimum": lambda s: s.amin(0), "mean - spread": lambda s: s.mean(0) - s.std(0)}

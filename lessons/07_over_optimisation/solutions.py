@@ -12,10 +12,10 @@ from lessons.course import Lesson
 from lessons.limit import Frontier, best_of_n_kl
 from lessons.start import LONGEST_ANSWER, PPO, starting_point
 from minigpt import generate
-from minigpt.evaluation import kl_to_reference, sample_answers
+from minigpt.evaluation import kl_to_reference, sample_responses
 from ppo.train import ppo_training
+from reward.evaluate import score
 from reward.model import RewardModel
-from reward.train import score
 
 lesson = Lesson("07_over_optimisation", "solutions")
 pairs, episodes, pool_size, samples = lesson.pick((1000, 24, 512, 16), (32, 2, 16, 2))
@@ -65,8 +65,8 @@ few_scores, biased_scores = scores_of(few.reward), scores_of(biased.reward)
 class Length(RewardModel):
     """As a reward: a tenth of the response's bytes, EOS included.  Its weights serve only to start PPO's value model."""
 
-    def rewards_of(self, batch):
-        return batch.members.sum(-1).float() / 10
+    def rewards(self, batch):
+        return batch.response_masks.sum(-1).float() / 10
 
 
 def ppo(reward, kl_coeff):
@@ -74,7 +74,7 @@ def ppo(reward, kl_coeff):
     policy = few.fresh_policy()
     recipe = {**PPO, "num_episodes": episodes, "batch_size": batch_size, "max_new_tokens": longest, "kl_coeff": kl_coeff}
     ppo_training(policy, few.sft, reward, world.prompts, **recipe)
-    asked, answers = sample_answers(policy, prompts, samples, longest, 0)
+    asked, answers = sample_responses(policy, prompts, samples, longest, 0)
     said = [answer.text for answer in answers]
     return {"kl": kl_to_reference(policy, few.sft, asked, answers)["kl_nats_per_response"],
             "true": mean(map(world.true_reward, asked, said)), "length": mean(len(answer.ids) for answer in answers),

@@ -3,17 +3,16 @@
 # The article is README.md beside this file. Run this from the shell (`python -m lessons 08`) or cell by cell.
 
 # %%
+import copy
 import json
 import math
 import random
 import tempfile
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 
-import ppo.rollout
 from data.examples import sft_examples
 from dpo import dpo_train, evaluate_preference_accuracy, implicit_rewards
 from lessons.course import Lesson
@@ -21,12 +20,14 @@ from lessons.diagrams import Box, draw_pipeline
 from lessons.start import DPO, LONGEST_ANSWER, PPO, SFT, starting_point
 from minigpt import EOS, PAD, SEP, MiniGPT, copy_model_weights, generate
 from minigpt.batching import Batches
-from minigpt.evaluation import sample_answers, signs_of_collapse
+from minigpt.evaluation import sample_responses, signs_of_collapse
 from minigpt.plots import COLOURS, running_mean
-from minigpt.training import TrainingRun
+from minigpt.training import TrainingLoop
 from ppo.train import ppo_training
+from reward.model import RewardModel
+from sft.evaluate import evaluate_loss
 from sft.loss import sft_loss
-from sft.train import SFTConfig, evaluate_loss
+from sft.train import SFTConfig
 
 lesson = Lesson("08_when_it_goes_wrong")
 seeds = lesson.pick((0, 1, 2), (0, 1))
@@ -81,12 +82,17 @@ def loss_of(model, batch, what_counts):
 
 def train_sft(start, examples, what_counts):
     """From the base model, with the library's schedule; the loss of every step."""
-    model = copy_model_weights(start.base, MiniGPT(**start.base.settings)).train()
+    model = copy.deepcopy(start.base).train()
     batches = Batches(examples, SFT["batch_size"], start.seed)
-    run = TrainingRun({"model": model}, SFTConfig(**SFT), len(batches))
-    for batch in run.steps(batches):
-        run.update(loss_of(model, batch, what_counts), {})
-    return model.eval(), run.history["loss"]
+    loop = TrainingLoop({"model": model}, SFTConfig(**SFT), batches, len(batches))
+    optimizer, log = loop.optimizer, loop.log
+    for batch in loop.whole_batches():                          # one optimizer step each
+        with optimizer.precision():
+            loss = loss_of(model, batch, what_counts)
+        optimizer.backward(loss)
+        log.add({"loss": loss}, batch.weight)
+        log.write({"grad_norm": optimizer.step()})
+    return model.eval(), log.history["loss"]
 
 # %% [markdown]
 # ## Look at what is fed, before training anything
@@ -127,12 +133,14 @@ def examples_for(name: str, start):
     cut = sft_examples(rows, LONGEST)  # the library takes the EOS of a cut response away, and says so
     if name == "cut, no EOS":
         return cut
-    return [e._replace(responses=(e.responses[0][:-1] + bytes([EOS]),)) if e.is_cut else e for e in cut]
+    return [e._replace(responses=(e.responses[0][:-1] + bytes([EOS]),)) if e.is_truncated else e
+            for e in cut]
 
 
 def judged(start, model) -> dict[str, float]:
     """What only samples and a held-out loss with the right mask can tell."""
-    prompts, answers = sample_answers(model, start.world.heldout_prompts, samples, LONGEST_ANSWER, start.seed)
+    prompts, answers = sample_responses(model, start.world.heldout_prompts, samples,
+                                        LONGEST_ANSWER, start.seed)
     judgements = [start.world.judge(prompt, answer.text) for prompt, answer in zip(prompts, answers, strict=True)]
     return {"heldout": evaluate_loss(model, start.world.heldout_sft_rows),
             "ends": sum(answer.finished for answer in answers) / len(answers),
@@ -151,7 +159,7 @@ for name, what_counts in SFT_RUNS.items():
             says[name] = generate(model, [start.world.heldout_prompts[0]], 64, greedy=True)[0].text.replace("`", "'")
 lesson.number("question", start.world.heldout_prompts[0])
 lesson.number("sft_steps", str(len(sft_curves["healthy"])))
-cut_share = sum(e.is_cut for e in examples_for("cut, no EOS", start)) / count
+cut_share = sum(e.is_truncated for e in examples_for("cut, no EOS", start)) / count
 lesson.number("cut_share", cut_share, ".2f")
 lesson.number("longest", str(LONGEST))
 lesson.table("sft", ["run (seed 0)", "loss, first", "loss, last 30", "held-out loss", "ends", "whole sentences",
@@ -382,14 +390,15 @@ for key in ("twins", "leaked", "honest"):
 
 # %% [markdown]
 # ## PPO: rate, the sign of the KL, dropout, answers cut short
-# A short run of the recipe; `kl_k1` with its sign turned round is put in place of the library's for one run.
+# A short run of the recipe; one run estimates the KL by `kl_k1` with its sign turned round.
 
 # %%
 def kl_turned_round(logps, ref_logps):
     return ref_logps - logps  # the right one: logps - ref_logps
 
 
-PPO_RUNS = {"healthy": {}, "rate x 10": {"lr": 10 * PPO["lr"]}, "KL sign turned round": {}, "dropout on": {},
+PPO_RUNS = {"healthy": {}, "rate x 10": {"lr": 10 * PPO["lr"]},
+            "KL sign turned round": {"kl_estimator": kl_turned_round}, "dropout on": {},
             "at most 12 tokens": {"max_new_tokens": 12}, "kl_coeff 0.01": {"kl_coeff": 0.01}}
 ppo_curves, ppo_results = {}, {}
 episodes = lesson.pick(20, 2)
@@ -397,10 +406,11 @@ responses = lesson.pick(len(start.world.prompts), 16)  # in one rollout: one to 
 for name, changed in PPO_RUNS.items():
     policy = with_dropout(start.fresh_policy()) if name == "dropout on" else start.fresh_policy()
     torch.manual_seed(0)
-    kl = kl_turned_round if name == "KL sign turned round" else ppo.rollout.kl_k1
-    with patch.object(ppo.rollout, "kl_k1", kl):
-        policy, curves = logged(ppo_training, policy, start.sft, start.reward, start.world.prompts,
-                                **{**PPO, "num_episodes": episodes, "batch_size": responses, **changed})
+    # a copy whose first weights are drawn: the random numbers of dropout come after these
+    value_model = copy_model_weights(start.reward, RewardModel(**start.reward.settings))
+    policy, curves = logged(ppo_training, policy, start.sft, start.reward, start.world.prompts,
+                            value_model=value_model,
+                            **{**PPO, "num_episodes": episodes, "batch_size": responses, **changed})
     ppo_curves[name], measured = curves, start.measure(policy, samples)
     ppo_results[name] = {"ratio": curves["val/first_ratio"][0], "approxkl": curves["policy/approxkl_avg"][0],
                          "score": curves["objective/scores"][-1], "kl": curves["objective/kl"][-1],

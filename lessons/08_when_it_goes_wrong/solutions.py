@@ -6,25 +6,23 @@
 import json
 import tempfile
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 
-import ppo.rollout
 from data.examples import preference_examples
 from dpo import dpo_loss, implicit_rewards
 from dpo.train import DPOConfig
 from lessons.course import Lesson
 from lessons.start import DPO, LONGEST_ANSWER, PPO, starting_point
-from minigpt import decode, encode, generate
+from minigpt import MiniGPT, copy_model_weights, decode, encode, generate
 from minigpt.batching import Batches
 from minigpt.logprobs import logps_of_examples, response_logps
 from minigpt.plots import COLOURS
 from minigpt.sampling import sample_ids
-from minigpt.training import TrainingRun
+from minigpt.training import TrainingLoop
 from ppo.train import ppo_training
-from sft.train import evaluate_loss
+from sft.evaluate import evaluate_loss
 
 lesson = Lesson("08_when_it_goes_wrong", "solutions")
 seeds = lesson.pick((0, 1, 2), (0, 1))
@@ -42,10 +40,11 @@ def stale(policy, *args, **options):
 
 
 def ppo_log(sampler):
-    with tempfile.TemporaryDirectory() as folder, patch.object(ppo.rollout, "sample_ids", sampler):
+    with tempfile.TemporaryDirectory() as folder:
         episodes, size = lesson.pick((20, 128), (2, 16))
-        policy, _, _ = ppo_training(start.fresh_policy(), start.sft, start.reward, start.world.prompts, out=folder,
-                                    **{**PPO, "num_episodes": episodes, "batch_size": size})
+        policy, _, _ = ppo_training(
+            start.fresh_policy(), start.sft, start.reward, start.world.prompts, sample=sampler,
+            out=folder, **{**PPO, "num_episodes": episodes, "batch_size": size})
         return policy, [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -68,12 +67,17 @@ def train_against_itself(start, detached: bool):
     policy = start.fresh_policy().train()
     pairs = preference_examples(start.world.preferences[:lesson.pick(2016, 64)], 128)
     batches = Batches(pairs, DPO["batch_size"], start.seed)
-    run = TrainingRun({"policy": policy}, DPOConfig(**DPO), len(batches))
-    for batch in run.steps(batches):
-        chosen, rejected = response_logps(policy, batch).unbind(1)
-        ref_chosen, ref_rejected = (chosen.detach(), rejected.detach()) if detached else (chosen, rejected)
-        run.update(*dpo_loss(chosen, rejected, ref_chosen, ref_rejected, DPO["beta"]))
-    return policy.eval(), run.history
+    loop = TrainingLoop({"policy": policy}, DPOConfig(**DPO), batches, len(batches))
+    optimizer, log = loop.optimizer, loop.log
+    for batch in loop.whole_batches():                          # one optimizer step each
+        with optimizer.precision():
+            logps = response_logps(policy, batch)                           # (B, 2)
+            ref_logps = logps.detach() if detached else logps
+            loss, metrics = dpo_loss(*logps.unbind(1), *ref_logps.unbind(1), DPO["beta"])
+        optimizer.backward(loss)
+        log.add({"loss": loss, **metrics}, batch.weight)
+        log.write({"grad_norm": optimizer.step()})              # clip, step
+    return policy.eval(), log.history
 
 
 itself = {"B1": [], "B2": []}
@@ -110,6 +114,11 @@ lesson.figure("patients", figure, "Patients A and B (seed 0). What is wrong with
 # Which is the dropout, which the other reference, which the other precision, and which is in order?
 
 # %%
+def copy_of(model):
+    """A copy whose first weights are drawn: the random numbers of dropout come after these."""
+    return copy_model_weights(model, MiniGPT(**model.settings))
+
+
 def dropped(model):
     for block in model.blocks:
         for part in (block.attention.out, block.ff_out):
@@ -128,9 +137,9 @@ for seed in seeds:
         coarse = logps_of_examples(here.sft, batches)
     for name, chosen, rejected in (
             ("C1", *(DPO["beta"] * (coarse - fine)).unbind(1)),
-            ("C2", *implicit_rewards(here.fresh_policy().eval(), here.base, pairs, DPO["beta"])),
-            ("C3", *implicit_rewards(here.fresh_policy().eval(), here.sft, pairs, DPO["beta"])),
-            ("C4", *implicit_rewards(dropped(here.fresh_policy()), here.sft, pairs, DPO["beta"]))):
+            ("C2", *implicit_rewards(copy_of(here.sft).eval(), here.base, pairs, DPO["beta"])),
+            ("C3", *implicit_rewards(copy_of(here.sft).eval(), here.sft, pairs, DPO["beta"])),
+            ("C4", *implicit_rewards(dropped(copy_of(here.sft)), here.sft, pairs, DPO["beta"]))):
         margins = chosen - rejected
         sizes.setdefault(name, []).append((float(margins.abs().mean()), float(-F.logsigmoid(margins).mean())))
 for name, values in sizes.items():

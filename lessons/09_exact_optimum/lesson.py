@@ -3,6 +3,7 @@
 # The article is README.md beside this file. Run this from the shell (`python -m lessons 09`) or cell by cell.
 
 # %%
+import copy
 import itertools
 import math
 from collections.abc import Callable
@@ -16,9 +17,10 @@ from dpo import dpo_loss
 from lessons.course import Lesson, spread
 from lessons.diagrams import Box, draw_pipeline
 from minigpt import EOS, MiniGPT, decode, encode
-from minigpt.batching import Example, collate, tokenize_prompt
-from minigpt.logprobs import exact_kl, kl_k1, kl_k2, kl_k3, per_token, response_logits, response_logps, token_logps
-from minigpt.model import copy_model_weights
+from minigpt.batching import Batch, collate
+from minigpt.examples import Example, tokenize_prompt
+from minigpt.kl import exact_kl, kl_k1, kl_k2, kl_k3
+from minigpt.logprobs import place, response_logits, response_logps, token_logps
 from minigpt.plots import COLOURS
 from ppo import gae, ppo_loss, ppo_training
 from ppo.advantages import whiten
@@ -484,8 +486,9 @@ def brackets(ids: list[int]) -> tuple[int, int]:
 class BracketReward(RewardModel):
     """Stands where a reward model would, and knows the truth: 1 for each matched pair, -1/2 for each loose bracket."""
 
-    def forward(self, token_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
-        return torch.tensor([pairs - 0.5 * loose for pairs, loose in map(brackets, token_ids.tolist())])
+    def rewards(self, batch: Batch) -> Tensor:
+        return torch.tensor([[pairs - 0.5 * loose]
+                             for pairs, loose in map(brackets, batch.token_ids.tolist())])
 
 
 answers = [[*encode("".join(keys)), EOS] for n in range(LONGEST) for keys in itertools.product(KEYS, repeat=n)]
@@ -541,7 +544,7 @@ class Languages:
 
     def train(self, method: str, loss_of: Callable[[Tensor], Tensor], lr: float = 4e-3) -> None:
         """Minimise a loss of the log-probabilities of all answers."""
-        policy = copy_model_weights(self.reference, FourKeys(**TINY))
+        policy = copy.deepcopy(self.reference)
         optimizer = torch.optim.Adam(policy.parameters(), lr=lr)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         gone = self.gone[method] = []
@@ -558,7 +561,7 @@ class Languages:
 
     def train_by_ppo(self) -> None:
         """The library's loop, with the truth for a reward model."""
-        policy = self.policies["PPO"] = copy_model_weights(self.reference, FourKeys(**TINY))
+        policy = self.policies["PPO"] = copy.deepcopy(self.reference)
         gone = self.gone["PPO"] = [self.distance(policy)]
         torch.manual_seed(self.seed)
         ppo_training(policy, self.reference, BracketReward(**TINY), [PROMPT] * rollout, num_episodes=episodes, lr=3e-3,
@@ -645,9 +648,9 @@ lesson.table("classes", ["pairs", "reward of 3 numbers, then tilt", f"reward of 
 models = first.policies["PPO"], first.reference
 with torch.no_grad():
     mask = everything.response_mask
-    new, old = (token_logps(model, everything.token_ids, everything.segments) for model in models)
-    heads = [response_logits(model, everything.token_ids, everything.segments) for model in models]
-    exact = per_token(exact_kl(*heads), mask)
+    new, old = (token_logps(model, everything) for model in models)
+    heads = [response_logits(model, everything) for model in models]
+    exact = place(exact_kl(*heads), mask)
     probability = logps_of_all(models[0]).exp()
 enumerated = float(kl(probability.log(), ref))
 rows = [["enumerated", f"{enumerated:.4f}", "-"]]

@@ -17,18 +17,23 @@ import torch.nn.functional as F
 from torch import nn
 
 from data.preferences import Record, load_preferences
-from minigpt.cli import peak_memory_mb
-from minigpt.processor import keep_freed_memory, onednn_multiplies
+from minigpt.command import peak_memory_mb
+from minigpt.processor import keep_freed_memory, onednn_matmul
 
 ROWS, EPISODES, GENERATED = 512, 256, 64 * 64 * 3
-UNITS = {"sft": "examples/s", "reward": "pairs/s", "dpo": "pairs/s", "ppo": "episodes/s", "generate": "tokens/s"}
+UNITS = {"sft": "examples/s", "reward": "pairs/s", "dpo": "pairs/s", "ppo": "episodes/s",
+         "generate": "tokens/s"}
 Work = Callable[[], object]
-WORDS = ("river", "stone", "bridge", "two", "friends", "spoke", "about", "maps", "letters", "weather", "and", "bread", "how",
-         "far", "the", "next", "town", "might", "be", "before", "night", "came", "down", "over", "every", "field")
+WORDS = ("river", "stone", "bridge", "two", "friends", "spoke", "about", "maps", "letters",
+         "weather", "and", "bread", "how", "far", "the", "next", "town", "might", "be", "before",
+         "night", "came", "down", "over", "every", "field")
 
 
 def benchmark_rows(path: str | Path | None, count: int) -> list[Record]:
-    """The first `count` rows of a file, or made-up ones: prompts of 54 bytes and responses of 71 on average."""
+    """The first `count` rows of a file, or made-up ones.
+
+    Their prompts have 54 bytes and their responses 71 on average.
+    """
     if path is not None:
         return load_preferences(path)[:count]
     rng = random.Random(0)
@@ -36,14 +41,16 @@ def benchmark_rows(path: str | Path | None, count: int) -> list[Record]:
     def text(mean: int, most: int) -> str:
         length = min(most, max(8, round(rng.lognormvariate(0, 0.5) * mean * 0.88)))
         return " ".join(rng.choices(WORDS, k=length))[:length].strip()
-    return [{"prompt": text(54, 120), "chosen": text(71, 120) + " a", "rejected": text(71, 120) + " b"}
-            for _ in range(count)]
+    return [{"prompt": text(54, 120), "chosen": text(71, 120) + " a",
+             "rejected": text(71, 120) + " b"} for _ in range(count)]
 
 
-def time_one_stage(description: str, work_of: Callable[[str, str | None, bool], tuple[Work, int]]) -> None:
-    """The command of `ours` and `peer`: prints one JSON line, all else that is printed goes to stderr.
+def time_one_stage(description: str,
+                   work_of: Callable[[str, str | None, bool], tuple[Work, int]]) -> None:
+    """The command of `ours` and `peer`: prints one JSON line, and everything else to stderr.
 
-    work_of(stage, data, bf16) makes the models and returns what is timed and how many units of work it does.
+    work_of(stage, data, bf16) makes the models and returns what is timed, and how many units of
+    work it does.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("stage", choices=UNITS)
@@ -55,8 +62,8 @@ def time_one_stage(description: str, work_of: Callable[[str, str | None, bool], 
         start = time.perf_counter()
         work()
         seconds = time.perf_counter() - start
-    print(json.dumps({"stage": options.stage, "bf16": options.bf16, "unit": UNITS[options.stage], "rate": units / seconds,
-                      "seconds": seconds, "peak_mb": peak_memory_mb()}))
+    print(json.dumps({"stage": options.stage, "bf16": options.bf16, "unit": UNITS[options.stage],
+                      "rate": units / seconds, "seconds": seconds, "peak_mb": peak_memory_mb()}))
 
 
 def seconds_of(work: Work, repeats: int) -> float:
@@ -81,18 +88,21 @@ def training_step(model: nn.Module, ids: torch.Tensor) -> Work:
 
 
 def seconds_of_our_step(model: nn.Module, ids: torch.Tensor, repeats: int) -> float:
-    """The same of a step of ours, with what a `TrainingRun` sets up around it."""
+    """The same of a step of ours, with what a `TrainingLoop` sets up around it."""
     keep_freed_memory()
-    with onednn_multiplies():
+    with onednn_matmul():
         return seconds_of(training_step(model, ids), repeats)
 
 
 def last_line_of(command: Sequence[str]) -> dict[str, Any]:
-    """The JSON that a process of its own prints last.  Raises CalledProcessError if it fails; its messages are shown."""
+    """The JSON that a process of its own prints last.
+
+    Raises CalledProcessError if it fails; its messages are shown.
+    """
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def let_no_answer_end() -> None:
-    """From here on `minigpt.sampling` knows no EOS, so that every answer is as long as it may be."""
+def let_no_response_end() -> None:
+    """From here on `minigpt.sampling` knows no EOS, so every response is as long as it may be."""
     sys.modules["minigpt.sampling"].EOS = -1

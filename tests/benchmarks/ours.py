@@ -1,21 +1,33 @@
-"""One stage of ours, timed in a process of its own:  python -m tests.benchmarks.ours STAGE [--data FILE] [--bf16]
+"""One stage of ours, timed in a process of its own:
+
+    python -m tests.benchmarks.ours STAGE [--data FILE] [--bf16]
 
 Prints one JSON line: work done a second, seconds, and the peak memory of the process.
 """
 
+import copy
+
 import torch
 
 from dpo import dpo_train
-from minigpt import MiniGPT, copy_model_weights
+from minigpt import MiniGPT
 from minigpt.sampling import sample_ids
 from ppo import ppo_training
 from reward import RewardModel, train_reward_model
 from sft import sft_train
-from tests.benchmarks.common import EPISODES, GENERATED, ROWS, Work, benchmark_rows, let_no_answer_end, time_one_stage
+from tests.benchmarks.common import (
+    EPISODES,
+    GENERATED,
+    ROWS,
+    Work,
+    benchmark_rows,
+    let_no_response_end,
+    time_one_stage,
+)
 
 
 def generate_thrice(model: MiniGPT) -> Work:
-    let_no_answer_end()
+    let_no_response_end()
     prompts = torch.randint(1, 0xF8, (64, 32)).tolist()
     sample_ids(model, prompts, 4)
 
@@ -27,23 +39,27 @@ def generate_thrice(model: MiniGPT) -> Work:
 
 def work_of(stage: str, data: str | None, bf16: bool) -> tuple[Work, int]:
     torch.manual_seed(0)
-    rows, model, twin = benchmark_rows(data, ROWS), MiniGPT(max_seq_len=256), MiniGPT(max_seq_len=256)
+    rows, model = benchmark_rows(data, ROWS), MiniGPT(max_seq_len=256)
     if stage == "generate":
         return generate_thrice(model), GENERATED
-    copy_model_weights(model, twin)
-    torch.optim.AdamW(model.parameters())  # the first one imports torch's compiler, as the peer's own imports do
+    twin = copy.deepcopy(model)
+    # the first one imports torch's compiler, as the peer's own imports do
+    torch.optim.AdamW(model.parameters())
     settings = {"lr": 1e-4, "precision": "bfloat16" if bf16 else "float32"}
     if stage == "sft":
         demonstrations = [{"prompt": row["prompt"], "response": row["chosen"]} for row in rows]
         return lambda: sft_train(model, demonstrations, batch_size=32, **settings), len(rows)
     if stage == "reward":
         reward = RewardModel.from_policy(model)
-        return lambda: train_reward_model(reward, rows, num_epochs=1, batch_size=16, **settings), len(rows)
+        return lambda: train_reward_model(reward, rows, num_epochs=1, batch_size=16,
+                                          **settings), len(rows)
     if stage == "dpo":
-        return lambda: dpo_train(model, twin, rows, num_epochs=1, batch_size=16, beta=0.1, **settings), len(rows)
+        return lambda: dpo_train(model, twin, rows, num_epochs=1, batch_size=16, beta=0.1,
+                                 **settings), len(rows)
     prompts = [row["prompt"] for row in rows if len(row["prompt"]) <= 64]
-    return lambda: ppo_training(model, twin, RewardModel(max_seq_len=256), prompts, num_episodes=EPISODES // 64,
-                                batch_size=64, minibatch_size=64, ppo_epochs=4, max_new_tokens=48, kl_coeff=0.05,
+    return lambda: ppo_training(model, twin, RewardModel(max_seq_len=256), prompts,
+                                num_episodes=EPISODES // 64, batch_size=64, minibatch_size=64,
+                                ppo_epochs=4, max_new_tokens=48, kl_coeff=0.05,
                                 max_approxkl=float("inf"), **settings), EPISODES
 
 

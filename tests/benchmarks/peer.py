@@ -1,7 +1,9 @@
-"""The same stage by TRL, on a GPT-2 of MiniGPT's size:  python -m tests.benchmarks.peer STAGE [--data FILE] [--bf16]
+"""The same stage by TRL, on a GPT-2 of MiniGPT's size:
 
-The same rows, batches, lengths and numbers of steps as in `tests.benchmarks.ours`; needs the extra [peers].  TRL 1.12
-is the last release with a PPO trainer.
+    python -m tests.benchmarks.peer STAGE [--data FILE] [--bf16]
+
+The same rows, batches, lengths and numbers of steps as in `tests.benchmarks.ours`; needs the extra
+[peers].  TRL 1.12 is the last release with a PPO trainer.
 """
 
 import os
@@ -9,12 +11,18 @@ import tempfile
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "1024"  # the library's own default, which `minigpt` would change
+# the library's own default, which `minigpt` would change
+os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "1024"
 
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from minigpt.tokenizer import EOS, PAD
@@ -22,18 +30,21 @@ from tests.benchmarks.common import EPISODES, GENERATED, ROWS, Work, benchmark_r
 
 
 def byte_tokenizer(padding_side: str) -> PreTrainedTokenizerFast:
-    """One token a byte, with our ids; bytes that no text contains make room for the marks."""
-    vocabulary = {letter: byte for byte, letter in bytes_to_unicode().items() if byte not in (EOS, PAD)}
+    """One token a byte, with our ids; special tokens take those of bytes that no text contains."""
+    vocabulary = {letter: byte for byte, letter in bytes_to_unicode().items()
+                  if byte not in (EOS, PAD)}
     vocabulary |= {"<eos>": EOS, "<pad>": PAD}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", bos_token="<eos>",
-                                   padding_side=padding_side)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>",
+                                   bos_token="<eos>", padding_side=padding_side)
 
 
 def gpt2(**more) -> GPT2Config:
-    return GPT2Config(vocab_size=256, n_positions=256, n_embd=128, n_layer=4, n_head=4, n_inner=512, resid_pdrop=0,
-                      embd_pdrop=0, attn_pdrop=0, bos_token_id=EOS, eos_token_id=EOS, pad_token_id=PAD, **more)
+    return GPT2Config(vocab_size=256, n_positions=256, n_embd=128, n_layer=4, n_head=4, n_inner=512,
+                      resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, bos_token_id=EOS, eos_token_id=EOS,
+                      pad_token_id=PAD, **more)
 
 
 def scorer() -> GPT2ForSequenceClassification:
@@ -42,8 +53,8 @@ def scorer() -> GPT2ForSequenceClassification:
 
 def training_arguments(bf16: bool) -> dict[str, Any]:
     """What every trainer is told."""
-    return {"output_dir": tempfile.mkdtemp(), "learning_rate": 1e-4, "report_to": [], "use_cpu": True, "bf16": bf16,
-            "save_strategy": "no", "gradient_checkpointing": False}
+    return {"output_dir": tempfile.mkdtemp(), "learning_rate": 1e-4, "report_to": [],
+            "use_cpu": True, "bf16": bf16, "save_strategy": "no", "gradient_checkpointing": False}
 
 
 def work_of(stage: str, data: str | None, bf16: bool) -> tuple[Work, int]:
@@ -54,40 +65,50 @@ def work_of(stage: str, data: str | None, bf16: bool) -> tuple[Work, int]:
     if stage == "generate":
         return generate_thrice(model.eval()), GENERATED
     tokenizer = byte_tokenizer("left" if stage == "ppo" else "right")
-    once = {**training_arguments(bf16), "num_train_epochs": 1, "logging_steps": 8, "max_length": 256}
+    once = {**training_arguments(bf16), "num_train_epochs": 1, "logging_steps": 8,
+            "max_length": 256}
     pairs = [{**row, "prompt": row["prompt"] + "\n"} for row in rows]
     if stage == "sft":
         from trl import SFTConfig, SFTTrainer
 
         rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in pairs]
-        return SFTTrainer(model=model, args=SFTConfig(per_device_train_batch_size=32, **once),
-                          train_dataset=Dataset.from_list(rows), processing_class=tokenizer).train, len(rows)
+        arguments = SFTConfig(per_device_train_batch_size=32, **once)
+        trainer = SFTTrainer(model=model, args=arguments, train_dataset=Dataset.from_list(rows),
+                             processing_class=tokenizer)
+        return trainer.train, len(rows)
     if stage == "reward":
         from trl import RewardConfig, RewardTrainer
 
-        return RewardTrainer(model=scorer(), args=RewardConfig(per_device_train_batch_size=16, **once),
-                             train_dataset=Dataset.from_list(pairs), processing_class=tokenizer).train, len(pairs)
+        arguments = RewardConfig(per_device_train_batch_size=16, **once)
+        trainer = RewardTrainer(model=scorer(), args=arguments,
+                                train_dataset=Dataset.from_list(pairs), processing_class=tokenizer)
+        return trainer.train, len(pairs)
     if stage == "dpo":
         from trl import DPOConfig, DPOTrainer
 
-        arguments = DPOConfig(per_device_train_batch_size=16, beta=0.1, precompute_ref_log_probs=True, **once)
-        trainer = DPOTrainer(model=model, ref_model=twin, args=arguments, train_dataset=Dataset.from_list(pairs),
-                             processing_class=tokenizer)
+        arguments = DPOConfig(per_device_train_batch_size=16, beta=0.1,
+                              precompute_ref_log_probs=True, **once)
+        trainer = DPOTrainer(model=model, ref_model=twin, args=arguments,
+                             train_dataset=Dataset.from_list(pairs), processing_class=tokenizer)
         return trainer.train, len(pairs)
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-    prompts = Dataset.from_list([{"input_ids": tokenizer(row["prompt"])["input_ids"]} for row in pairs
-                                 if len(row["prompt"]) <= 65])
-    arguments = PPOConfig(per_device_train_batch_size=64, gradient_accumulation_steps=1, num_mini_batches=1,
-                          total_episodes=EPISODES, num_ppo_epochs=4, response_length=48, num_sample_generations=0,
-                          eval_strategy="no", stop_token="eos", kl_coef=0.05, **training_arguments(bf16))
-    return PPOTrainer(args=arguments, processing_class=tokenizer, model=model, ref_model=twin, reward_model=scorer(),
-                      value_model=scorer(), train_dataset=prompts, eval_dataset=prompts).train, EPISODES
+    prompts = Dataset.from_list([{"input_ids": tokenizer(row["prompt"])["input_ids"]}
+                                 for row in pairs if len(row["prompt"]) <= 65])
+    arguments = PPOConfig(per_device_train_batch_size=64, gradient_accumulation_steps=1,
+                          num_mini_batches=1, total_episodes=EPISODES, num_ppo_epochs=4,
+                          response_length=48, num_sample_generations=0, eval_strategy="no",
+                          stop_token="eos", kl_coef=0.05, **training_arguments(bf16))
+    trainer = PPOTrainer(args=arguments, processing_class=tokenizer, model=model, ref_model=twin,
+                         reward_model=scorer(), value_model=scorer(), train_dataset=prompts,
+                         eval_dataset=prompts)
+    return trainer.train, EPISODES
 
 
 def generate_thrice(model: GPT2LMHeadModel) -> Work:
     prompts = torch.randint(1, EOS, (64, 32))
-    settings = {"attention_mask": torch.ones_like(prompts), "do_sample": True, "pad_token_id": PAD}
+    settings = {"attention_mask": torch.ones_like(prompts), "do_sample": True,
+                "pad_token_id": PAD}
     model.generate(prompts, max_new_tokens=4, **settings)
 
     def work() -> None:

@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.run [--peers] [--quick] [--json FILE]
 
-Every measurement is a process of its own.  With --peers (the extra [peers]) ours and TRL take turns, and the ratio is
-the median of the pairs' ratios: machines are noisy, and a ratio of neighbours is not.
+Every measurement is a process of its own.  With --peers (the extra [peers]) ours and TRL take
+turns, and the ratio is the median of the pairs' ratios: machines are noisy, and a ratio of
+neighbours is less so.
 """
 
 import argparse
@@ -19,47 +20,67 @@ from tqdm import tqdm
 
 from minigpt.disk import write_json
 from minigpt.model import MiniGPT
-from minigpt.processor import fast_precision, onednn_multiplies
-from tests.benchmarks.common import UNITS, last_line_of, seconds_of, seconds_of_our_step, training_step
+from minigpt.processor import fast_precision, onednn_matmul
+from tests.benchmarks.common import (
+    UNITS,
+    last_line_of,
+    seconds_of,
+    seconds_of_our_step,
+    training_step,
+)
 
 
 def measure(module: str, stage: str, data: str | None, bf16: bool) -> dict[str, Any]:
-    """One stage in a process of its own.  Raises CalledProcessError if it fails; its messages are shown."""
-    command = [sys.executable, "-m", f"tests.benchmarks.{module}", stage, *["--data", data] * (data is not None),
-               *["--bf16"] * bf16]
-    return last_line_of(command)
+    """One stage in a process of its own.
+
+    Raises CalledProcessError if it fails; its messages are shown.
+    """
+    command = [sys.executable, "-m", f"tests.benchmarks.{module}", stage]
+    if data is not None:
+        command += ["--data", data]
+    return last_line_of([*command, *["--bf16"] * bf16])
 
 
 def stage_lines(data: str | None, peers: bool, pairs: int) -> list[dict[str, Any]]:
-    """For each stage and precision: rate and memory of ours, and the peer's and the ratios if asked for."""
-    lines, precisions = [], (False, True) if fast_precision(torch.device("cpu")) == "bfloat16" else (False,)
-    todo = [(stage, bf16) for stage in UNITS for bf16 in precisions if not (bf16 and stage == "generate")]
+    """For each stage and precision: our rate and memory; with peers, theirs too, and the ratios."""
+    lines, precisions = [], [False]
+    if fast_precision(torch.device("cpu")) == "bfloat16":
+        precisions.append(True)
+    todo = [(stage, bf16) for stage in UNITS for bf16 in precisions
+            if not (bf16 and stage == "generate")]
     for stage, bf16 in tqdm(todo, desc="stages"):
         ours, theirs = [], []
         for _ in range(pairs):
             ours.append(measure("ours", stage, data, bf16))
             if peers:
                 theirs.append(measure("peer", stage, data, bf16))
-        line = {"stage": stage, "precision": "bfloat16" if bf16 else "float32", "unit": UNITS[stage],
-                "rate": median(run["rate"] for run in ours), "peak_mb": median(run["peak_mb"] for run in ours)}
+        line = {"stage": stage, "precision": "bfloat16" if bf16 else "float32",
+                "unit": UNITS[stage], "rate": median(run["rate"] for run in ours),
+                "peak_mb": median(run["peak_mb"] for run in ours)}
         if peers:
+            both = list(zip(ours, theirs, strict=True))
             line |= {"peer_rate": median(run["rate"] for run in theirs),
                      "peer_peak_mb": median(run["peak_mb"] for run in theirs),
-                     "times_as_fast": median(a["rate"] / b["rate"] for a, b in zip(ours, theirs, strict=True)),
-                     "share_of_memory": median(a["peak_mb"] / b["peak_mb"] for a, b in zip(ours, theirs, strict=True))}
+                     "times_as_fast": median(a["rate"] / b["rate"] for a, b in both),
+                     "share_of_memory": median(a["peak_mb"] / b["peak_mb"] for a, b in both)}
         lines.append(line)
     return lines
 
 
 class PlainGPT(nn.Module):
-    """A GPT of MiniGPT's shape from PyTorch's own layers, the way nanoGPT writes it: the yardstick of the training step."""
+    """A GPT of MiniGPT's shape from PyTorch's own layers, the way nanoGPT writes it.
+
+    It is the yardstick of the training step.
+    """
 
     def __init__(self, model: MiniGPT):
         super().__init__()
-        self.tokens, self.positions = nn.Embedding(256, 128), nn.Embedding(model.max_seq_len, 128)
+        self.tokens = nn.Embedding(256, 128)
+        self.positions = nn.Embedding(model.max_seq_len, 128)
         self.blocks = nn.ModuleList(nn.ModuleDict({
-            "norm1": nn.LayerNorm(128), "qkv": nn.Linear(128, 384, bias=False), "out": nn.Linear(128, 128, bias=False),
-            "norm2": nn.LayerNorm(128), "wide": nn.Linear(128, 512), "narrow": nn.Linear(512, 128)}) for _ in range(4))
+            "norm1": nn.LayerNorm(128), "qkv": nn.Linear(128, 384, bias=False),
+            "out": nn.Linear(128, 128, bias=False), "norm2": nn.LayerNorm(128),
+            "wide": nn.Linear(128, 512), "narrow": nn.Linear(512, 128)}) for _ in range(4))
         self.norm = nn.LayerNorm(128)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
@@ -68,46 +89,71 @@ class PlainGPT(nn.Module):
         for block in self.blocks:
             q, k, v = block["qkv"](block["norm1"](x)).split(128, 2)
             q, k, v = (t.view(B, T, 4, 32).transpose(1, 2) for t in (q, k, v))
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).contiguous().view(B, T, 128)
-            x = x + block["out"](y)
-            x = x + block["narrow"](F.gelu(block["wide"](block["norm2"](x)), approximate="tanh"))
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + block["out"](y.transpose(1, 2).contiguous().view(B, T, 128))
+            hidden = F.gelu(block["wide"](block["norm2"](x)), approximate="tanh")
+            x = x + block["narrow"](hidden)
         return self.norm(x) @ self.tokens.weight.T
 
 
 def other_lines(repeats: int) -> dict[str, float]:
-    """A training step beside plain PyTorch's and beside the rate of matrix products; and what an import costs."""
+    """A training step beside plain PyTorch's and the rate of matrix products; costs of imports."""
     ids = torch.randint(0, 256, (16, 129))
     model = MiniGPT()
     plain = seconds_of(training_step(PlainGPT(model), ids), repeats)
     ours = seconds_of_our_step(model, ids, repeats)
-    with onednn_multiplies():
+    with onednn_matmul():
         a, b = torch.randn(2048, 512), torch.randn(512, 512)
         rate = 2 * 2048 * 512 * 512 / seconds_of(lambda: a @ b, 5 * repeats)
-    weights = sum(p.numel() for p in model.parameters() if p.dim() == 2) - model.position_embedding.weight.numel()
-    attention = 4 * 2 * 128 * 128  # multiplications and additions for each token and layer, causal or not
-    flops = 3 * 16 * 128 * (2 * weights + model.num_layers * attention)  # forward, and twice that backward
-    imports = [float(subprocess.run([sys.executable, "-c", f"import time, torch; t = time.perf_counter(); {what}; "
-                                     "print(time.perf_counter() - t)"], check=True, capture_output=True, text=True).stdout)
-               for what in ("from dpo import dpo_loss", "import minigpt")]
-    return {"training_step_tokens_per_s": 16 * 128 / ours, "plain_pytorch_tokens_per_s": 16 * 128 / plain,
-            "times_as_fast_as_plain_pytorch": plain / ours, "matrix_products_gflop_per_s": rate / 1e9,
-            "share_of_matrix_rate_in_a_step": flops / ours / rate, "import_dpo_loss_s_on_top_of_torch": imports[0],
-            "import_minigpt_s_on_top_of_torch": imports[1]}
+    weights = sum(p.numel() for p in model.parameters() if p.dim() == 2)
+    weights -= model.position_embedding.weight.numel()  # which is only looked up
+    # multiplications and additions for each token and layer, causal or not
+    attention = 4 * 2 * 128 * 128
+    of_a_token = 2 * weights + model.settings["num_layers"] * attention
+    flops = 3 * 16 * 128 * of_a_token  # forward, and twice that backward
+    return {"training_step_tokens_per_s": 16 * 128 / ours,
+            "plain_pytorch_tokens_per_s": 16 * 128 / plain,
+            "times_as_fast_as_plain_pytorch": plain / ours,
+            "matrix_products_gflop_per_s": rate / 1e9,
+            "share_of_matrix_rate_in_a_step": flops / ours / rate,
+            "import_dpo_loss_s_on_top_of_torch": seconds_of_import("from dpo import dpo_loss"),
+            "import_minigpt_s_on_top_of_torch": seconds_of_import("import minigpt")}
+
+
+IMPORTING = """
+import time, torch
+
+start = time.perf_counter()
+{statement}
+print(time.perf_counter() - start)
+"""
+
+
+def seconds_of_import(statement: str) -> float:
+    """What an import takes where torch is there already, in a process of its own."""
+    command = [sys.executable, "-c", IMPORTING.format(statement=statement)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(done.stdout)
 
 
 def show(lines: list[dict[str, Any]]) -> None:
     columns = [column for column in lines[0] if column != "unit"]
     print("\n" + "  ".join(column.rjust(max(10, len(column))) for column in columns))
     for line in lines:
-        cells = [f"{line[column]:.4g}" if isinstance(line[column], float) else str(line[column]) for column in columns]
-        print("  ".join(cell.rjust(max(10, len(column))) for cell, column in zip(cells, columns, strict=True))
+        values = [line[column] for column in columns]
+        cells = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
+        print("  ".join(cell.rjust(max(10, len(column)))
+                        for cell, column in zip(cells, columns, strict=True))
               + f"   {line['unit']}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peers", action="store_true", help="beside TRL (pip install -e '.[peers]' -c constraints.txt)")
-    parser.add_argument("--quick", action="store_true", help="one measurement of each instead of three")
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", action="store_true",
+                        help="beside TRL (pip install -e '.[peers]' -c constraints.txt)")
+    parser.add_argument("--quick", action="store_true",
+                        help="one measurement of each instead of three")
     parser.add_argument("--data", help="preference rows to use instead of made-up ones")
     parser.add_argument("--json", help="write all figures to this file")
     options = parser.parse_args()

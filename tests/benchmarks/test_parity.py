@@ -1,4 +1,7 @@
-"""Ours and TRL compute the same losses: one batch through both, from the same weights (needs the extra [peers])."""
+"""Ours and TRL compute the same losses: one batch through both, from the same weights.
+
+Needs the extra [peers].
+"""
 
 import pytest
 import torch
@@ -10,7 +13,8 @@ from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel
 
 from dpo import dpo_loss
 from minigpt import MiniGPT
-from minigpt.batching import Example, collate
+from minigpt.batching import collate
+from minigpt.examples import Example
 from minigpt.logprobs import response_logps, token_logps
 from minigpt.tokenizer import EOS
 from reward import RewardModel, bradley_terry_loss
@@ -23,30 +27,38 @@ ROWS = [{**row, "prompt": row["prompt"] + "\n"} for row in benchmark_rows(None, 
 
 def batch_of(*columns):
     """The rows as TRL reads them: a line break where we put SEP."""
-    return collate([Example(row["prompt"].encode(), tuple(row[column].encode() + bytes([EOS]) for column in columns))
+    return collate([Example(row["prompt"].encode(),
+                            tuple(row[column].encode() + bytes([EOS]) for column in columns))
                     for row in ROWS])
 
 
 def copied(ours, theirs):
     """A GPT-2 with the weights of a MiniGPT."""
     with torch.no_grad():
-        pairs = [(theirs.wte.weight, ours.token_embedding.weight), (theirs.wpe.weight, ours.position_embedding.weight)]
+        pairs = [(theirs.wte.weight, ours.token_embedding.weight),
+                 (theirs.wpe.weight, ours.position_embedding.weight)]
         norms = [(theirs.ln_f, ours.final_norm)]
         for block, h in zip(ours.blocks, theirs.h, strict=True):
             norms += [(h.ln_1, block.attention_norm), (h.ln_2, block.ff_norm)]
             pairs += [(h.attn.c_attn.weight, block.attention.qkv.weight.T),
                       (h.attn.c_proj.weight, block.attention.out.weight.T),
-                      (h.mlp.c_fc.weight, block.ff_in.weight.T), (h.mlp.c_proj.weight, block.ff_out.weight.T),
-                      (h.mlp.c_fc.bias, block.ff_in.bias), (h.mlp.c_proj.bias, block.ff_out.bias)]
-            h.attn.c_attn.bias.zero_(), h.attn.c_proj.bias.zero_()
-        for a, b in (*pairs, *((getattr(x, n), getattr(y, n)) for x, y in norms for n in ("weight", "bias"))):
-            a.copy_(b)
+                      (h.mlp.c_fc.weight, block.ff_in.weight.T),
+                      (h.mlp.c_proj.weight, block.ff_out.weight.T),
+                      (h.mlp.c_fc.bias, block.ff_in.bias),
+                      (h.mlp.c_proj.bias, block.ff_out.bias)]
+            h.attn.c_attn.bias.zero_()
+            h.attn.c_proj.bias.zero_()
+        for their_norm, our_norm in norms:
+            pairs += [(their_norm.weight, our_norm.weight), (their_norm.bias, our_norm.bias)]
+        for their_weight, our_weight in pairs:
+            their_weight.copy_(our_weight)
 
 
 def language_models(seed):
     """The same model twice, with weights that are far from uniform."""
     torch.manual_seed(seed)
-    ours, theirs = MiniGPT(max_seq_len=256), GPT2LMHeadModel(gpt2(activation_function="gelu"))
+    ours = MiniGPT(max_seq_len=256)
+    theirs = GPT2LMHeadModel(gpt2(activation_function="gelu"))
     for parameter in ours.parameters():
         parameter.data.mul_(3 if parameter.dim() == 2 else 1)
     copied(ours, theirs.transformer)
@@ -55,11 +67,11 @@ def language_models(seed):
 
 def evaluated(trainer_class, config_class, model, rows, **more):
     """TRL's figures on the rows."""
-    settings = {**training_arguments(False), "max_length": 256, "per_device_eval_batch_size": len(rows),
-                **more.pop("settings", {})}
+    settings = {**training_arguments(False), "max_length": 256,
+                "per_device_eval_batch_size": len(rows), **more.pop("settings", {})}
     data = Dataset.from_list(rows)
-    trainer = trainer_class(model=model, args=config_class(**settings), train_dataset=data, eval_dataset=data,
-                            processing_class=byte_tokenizer("right"), **more)
+    trainer = trainer_class(model=model, args=config_class(**settings), train_dataset=data,
+                            eval_dataset=data, processing_class=byte_tokenizer("right"), **more)
     return trainer.evaluate()
 
 
@@ -68,9 +80,10 @@ def test_sft():
 
     ours, theirs = language_models(0)
     batch = batch_of("chosen")
-    loss, _ = sft_loss(token_logps(ours, batch.token_ids, batch.segments), batch.response_mask)
+    loss, _ = sft_loss(token_logps(ours, batch), batch.response_mask)
     rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in ROWS]
-    assert evaluated(SFTTrainer, SFTConfig, theirs, rows)["eval_loss"] == pytest.approx(float(loss), abs=1e-4)
+    found = evaluated(SFTTrainer, SFTConfig, theirs, rows)
+    assert found["eval_loss"] == pytest.approx(float(loss), abs=1e-4)
 
 
 def test_reward_model():
@@ -82,7 +95,8 @@ def test_reward_model():
     copied(ours.trunk, theirs.transformer)
     with torch.no_grad():
         theirs.score.weight.copy_(ours.head.weight)
-    loss, metrics = bradley_terry_loss(*ours.rewards_of(batch_of("chosen", "rejected")).unbind(1))
+    rewards = ours.rewards(batch_of("chosen", "rejected"))
+    loss, metrics = bradley_terry_loss(*rewards.unbind(1))
     found = evaluated(RewardTrainer, RewardConfig, theirs.eval(), ROWS)
     assert found["eval_loss"] == pytest.approx(float(loss), abs=1e-4)
     assert found["eval_accuracy"] == pytest.approx(float(metrics["accuracy"]))
@@ -92,11 +106,14 @@ def test_reward_model():
 def test_dpo():
     from trl import DPOConfig, DPOTrainer
 
-    (policy, their_policy), (reference, their_reference) = language_models(0), language_models(1)
+    policy, their_policy = language_models(0)
+    reference, their_reference = language_models(1)
     batch = batch_of("chosen", "rejected")
-    logps = [column for model in (policy, reference) for column in response_logps(model, batch).unbind(1)]
+    logps = [column for model in (policy, reference)
+             for column in response_logps(model, batch).unbind(1)]
     loss, metrics = dpo_loss(*logps, beta=0.02)
-    found = evaluated(DPOTrainer, DPOConfig, their_policy, ROWS, ref_model=their_reference, settings={"beta": 0.02})
+    found = evaluated(DPOTrainer, DPOConfig, their_policy, ROWS, ref_model=their_reference,
+                      settings={"beta": 0.02})
     assert abs(float(metrics["rewards/margins"])) > 0.01
     assert found["eval_loss"] == pytest.approx(float(loss), abs=1e-4)
     for name in ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"):

@@ -40,7 +40,7 @@ def rows_of(path):
     return [row for _, row in read_rows(path)]
 
 
-# --- every kind -------------------------------------------------------------------------------------------------------
+# --- every kind -----------------------------------------------------------------------------------
 
 
 def test_every_reader_is_among_the_endings_tested_here():
@@ -64,7 +64,8 @@ def test_a_line_break_inside_a_text_survives_in_every_kind_of_file(write, ending
     (".csv", ["line 2", "line 3", "line 4"])])
 @pytest.mark.parametrize("gz", ["", ".gz"])
 def test_every_row_comes_with_where_it_stands(write, ending, places, gz):
-    assert [place for place, _ in read_rows(write("rows" + ending + gz, as_bytes(ROWS, ending)))] == places
+    path = write("rows" + ending + gz, as_bytes(ROWS, ending))
+    assert [place for place, _ in read_rows(path)] == places
 
 
 @pytest.mark.parametrize("name", ["ROWS.JSONL", "Rows.Csv", "rows.JSON.GZ", "my.rows.v2.jsonl"])
@@ -74,9 +75,10 @@ def test_neither_capitals_nor_further_dots_in_a_name_matter(tmp_path, name):
     assert rows_of(tmp_path / name) == ROWS
 
 
-@pytest.mark.parametrize("name", ["rows.parquet", "rows", "rows.gz", "rows.jsonl.zip", "rows.tsv.gz", "jsonl"])
+@pytest.mark.parametrize("name", ["rows.parquet", "rows", "rows.gz", "rows.jsonl.zip",
+                                  "rows.tsv.gz", "jsonl"])
 def test_an_unknown_ending_is_named_with_those_accepted(write, name):
-    with pytest.raises(DataError, match=r"(?s)ending.*\.jsonl, \.json, \.csv.*\.gz") as error:
+    with pytest.raises(DataError, match=r"(?s)extension.*\.jsonl, \.json, \.csv.*\.gz") as error:
         rows_of(write(name, as_bytes(ROWS, ".jsonl")))
     assert name in str(error.value)
 
@@ -100,7 +102,8 @@ def test_an_empty_list_has_no_rows(write, ending):
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_byte_order_mark_is_no_part_of_the_first_row(write, ending):
-    assert rows_of(write("rows" + ending, b"\xef\xbb\xbf" + as_bytes(ROWS, ending.removesuffix(".gz")))) == ROWS
+    content = b"\xef\xbb\xbf" + as_bytes(ROWS, ending.removesuffix(".gz"))
+    assert rows_of(write("rows" + ending, content)) == ROWS
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -119,7 +122,7 @@ def test_reading_leaves_no_file_open(write, ending):
     assert [str(warning.message) for warning in caught] == []
 
 
-# --- gzip -------------------------------------------------------------------------------------------------------------
+# --- gzip -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ending", [".jsonl.gz", ".json.gz", ".csv.gz"])
@@ -128,7 +131,7 @@ def test_a_truncated_gzip_file_is_named(tmp_path, ending, share):
     rows = [{"prompt": str(n ** 7), "response": str(n ** 9)} for n in range(200)]
     whole = gzip.compress(as_bytes(rows, ending.removesuffix(".gz")))
     (tmp_path / ("rows" + ending)).write_bytes(whole[:int(share * len(whole))])
-    with pytest.raises(DataError, match=rf"rows\{ending}: not a whole gzip file"):
+    with pytest.raises(DataError, match=rf"rows\{ending}: not a valid gzip file"):
         rows_of(tmp_path / ("rows" + ending))
 
 
@@ -138,14 +141,14 @@ def test_a_gzip_file_with_changed_bytes_is_named(tmp_path, ending, place):
     packed = bytearray(gzip.compress(as_bytes(ROWS * 20, ending.removesuffix(".gz"))))
     packed[place] = 0xFF - packed[place] if place < 0 else 0xFF  # 0xFF begins no block
     (tmp_path / ("rows" + ending)).write_bytes(packed)
-    with pytest.raises(DataError, match=rf"rows\{ending}: not a whole gzip file"):
+    with pytest.raises(DataError, match=rf"rows\{ending}: not a valid gzip file"):
         rows_of(tmp_path / ("rows" + ending))
 
 
 @pytest.mark.parametrize("ending", [".jsonl.gz", ".json.gz", ".csv.gz"])
 def test_a_plain_file_that_is_called_gz_is_named(tmp_path, ending):
     (tmp_path / ("rows" + ending)).write_bytes(as_bytes(ROWS, ending.removesuffix(".gz")))
-    with pytest.raises(DataError, match=rf"rows\{ending}: not a whole gzip file"):
+    with pytest.raises(DataError, match=rf"rows\{ending}: not a valid gzip file"):
         rows_of(tmp_path / ("rows" + ending))
 
 
@@ -156,11 +159,12 @@ def test_a_gzip_file_that_is_not_called_gz_is_named(tmp_path, ending):
         rows_of(tmp_path / ("rows" + ending))
 
 
-# --- JSON -------------------------------------------------------------------------------------------------------------
+# --- JSON -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("gz", ["", ".gz"])
-@pytest.mark.parametrize("line", [b'{"prompt": "q"', b"prompt,response", b"{'prompt': 'q'}", b"\xff", b"{} {}", b"[1,]"])
+@pytest.mark.parametrize("line", [b'{"prompt": "q"', b"prompt,response", b"{'prompt': 'q'}",
+                                  b"\xff", b"{} {}", b"[1,]"])
 def test_a_broken_line_is_named_with_its_number(write, line, gz):
     path = write("rows.jsonl" + gz, b'{"a": 1}\n\n{"a": 2}\n' + line + b'\n{"a": 3}\n')
     with pytest.raises(DataError, match=r"rows\.jsonl(\.gz)?, line 4: not valid JSON"):
@@ -184,22 +188,24 @@ def test_other_line_separators_do_not_end_a_json_line(write):
     assert list(read_rows(write("rows.jsonl", as_bytes([row], ".jsonl")))) == [("line 1", row)]
 
 
-@pytest.mark.parametrize("deep", [b"[" * 100_000, b'{"a":' * 100_000, b"[" * 100_000 + b"]" * 100_000])
-@pytest.mark.parametrize(("name", "before", "where"), [("rows.jsonl", b"{}\n", "line 2"), ("rows.json", b"", "whole file")])
+@pytest.mark.parametrize("deep", [b"[" * 100_000, b'{"a":' * 100_000,
+                                  b"[" * 100_000 + b"]" * 100_000])
+@pytest.mark.parametrize(("name", "before", "where"), [("rows.jsonl", b"{}\n", "line 2"),
+                                                       ("rows.json", b"", "whole file")])
 def test_json_nested_without_end_is_no_recursion_error(write, name, before, where, deep):
     with pytest.raises(DataError, match=f"{name}, {where}: not valid JSON"):
         rows_of(write(name, before + deep))
 
 
-@pytest.mark.parametrize(("content", "kind"), [(b'{"prompt": "q"}', "dict"), (b'"text"', "str"), (b"3", "int"),
-                                               (b"null", "NoneType")])
+@pytest.mark.parametrize(("content", "kind"), [
+    (b'{"prompt": "q"}', "dict"), (b'"text"', "str"), (b"3", "int"), (b"null", "NoneType")])
 def test_json_that_is_no_list_is_named_with_what_it_is(write, content, kind):
     with pytest.raises(DataError, match=rf"rows\.json, whole file: expected a list.*found {kind}"):
         rows_of(write("rows.json", content))
 
 
-@pytest.mark.parametrize("content", [b"", b"\n", b"[1, 2", b"[1] [2]", b'{"a": 1}\n{"a": 2}\n', b"\xff\xfe\xfa",
-                                     b"[" + b"1" * 5000 + b"]"])
+@pytest.mark.parametrize("content", [b"", b"\n", b"[1, 2", b"[1] [2]", b'{"a": 1}\n{"a": 2}\n',
+                                     b"\xff\xfe\xfa", b"[" + b"1" * 5000 + b"]"])
 def test_broken_json_is_named(write, content):
     with pytest.raises(DataError, match=r"rows\.json, whole file: not valid JSON"):
         rows_of(write("rows.json", content))
@@ -210,12 +216,13 @@ def test_what_a_list_holds_is_left_for_the_caller_to_judge(write):
         ("row 0", 1), ("row 1", None), ("row 2", []), ("row 3", {"a": []})]
 
 
-# --- CSV --------------------------------------------------------------------------------------------------------------
+# --- CSV ------------------------------------------------------------------------------------------
 
 
 def test_commas_quotes_and_line_breaks_stand_inside_quotes(write):
     path = write("rows.csv", HEAD + b'"Say ""hi"", please","hi\nthere"\n x ,"\r\n"\n')
-    assert rows_of(path) == [{"prompt": 'Say "hi", please', "response": "hi\nthere"}, {"prompt": " x ", "response": "\r\n"}]
+    assert rows_of(path) == [{"prompt": 'Say "hi", please', "response": "hi\nthere"},
+                             {"prompt": " x ", "response": "\r\n"}]
 
 
 def test_quotes_within_an_unquoted_cell_are_text(write):
@@ -249,7 +256,8 @@ def test_a_csv_file_may_end_without_a_line_break(write):
 @pytest.mark.parametrize("gz", ["", ".gz"])
 def test_too_many_cells_are_named_with_their_line_and_the_way_out(write, gz):
     path = write("rows.csv" + gz, HEAD + b"q,a\nq,well, no\n")
-    with pytest.raises(DataError, match=r"rows\.csv(\.gz)?, line 3: more cells than the 2 columns.*quotes"):
+    message = r"rows\.csv(\.gz)?, line 3: more cells than the 2 columns.*quotes"
+    with pytest.raises(DataError, match=message):
         rows_of(path)
 
 
@@ -289,7 +297,7 @@ def test_a_first_line_alone_has_no_rows(write):
     assert rows_of(write("rows.csv", HEAD)) == []
 
 
-# --- writing ----------------------------------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------
 
 
 def test_what_is_saved_is_one_line_a_row_and_reads_back(tmp_path):

@@ -5,9 +5,9 @@ import pytest
 
 from data import DataError, load_preferences, load_sft
 from data.layouts import CONVERSATION_COLUMNS, ROLES, SPELLINGS
-from data.preferences import SHORTEST_PROMPT, check_preferences, check_sft, make_fit
+from data.preferences import SHORTEST_PROMPT, check_preferences, check_sft, truncate_records
 from minigpt import EOS, PAD, SEP, decode, encode
-from minigpt.batching import tokenize_example
+from minigpt.examples import tokenize_example
 
 hypothesis = pytest.importorskip("hypothesis")
 st = pytest.importorskip("hypothesis.strategies")
@@ -19,7 +19,8 @@ def examples(count):
 
 
 PAIR = {"prompt": "日本?", "chosen": "a \"b\", c", "rejected": "é\n🙂"}
-TALK = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+TALK = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "a"}]
 VALID_ROWS = [
     PAIR, {"instruction": "q", "input": "x", "output": "a"}, {"messages": TALK},
     {"chosen": TALK, "rejected": [*TALK[:2], {"from": "gpt", "value": "b"}]},
@@ -29,9 +30,11 @@ VALID_ROWS = [
 LINES = "".join(json.dumps(row) + "\n" for row in VALID_ROWS).encode()
 VALID_FILES = {
     ".jsonl": LINES, ".json": json.dumps(VALID_ROWS, ensure_ascii=False, indent=1).encode(),
-    ".csv": 'prompt,chosen,rejected\n"日本?","a ""b"", c","é\n🙂"\n\nq,a,b\n'.encode(), ".jsonl.gz": gzip.compress(LINES)}
-TELLING_BYTES = [b'"', b"{", b"}", b"[", b"]", b",", b":", b"\\", b"\\ud800", b"\n", b"\r", b"\0", b"\xff", b"\xe6", b"null",
-                 b"[" * 5000, b'{"a":' * 5000, b"1" * 5000, b"1e999", b"\xef\xbb\xbf", b"\x1f\x8b\x08"]
+    ".csv": 'prompt,chosen,rejected\n"日本?","a ""b"", c","é\n🙂"\n\nq,a,b\n'.encode(),
+    ".jsonl.gz": gzip.compress(LINES)}
+TELLING_BYTES = [b'"', b"{", b"}", b"[", b"]", b",", b":", b"\\", b"\\ud800", b"\n", b"\r", b"\0",
+                 b"\xff", b"\xe6", b"null", b"[" * 5000, b'{"a":' * 5000, b"1" * 5000, b"1e999",
+                 b"\xef\xbb\xbf", b"\x1f\x8b\x08"]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("fuzz")
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -55,7 +58,8 @@ def mutated(draw, content):
 def check_file(path, content):
     """Both readers give whole records, or an error that names the file; nothing else may happen."""
     path.write_bytes(content)
-    for load, columns in ((load_preferences, ("prompt", "chosen", "rejected")), (load_sft, ("prompt", "response"))):
+    for load, columns in ((load_preferences, ("prompt", "chosen", "rejected")),
+                          (load_sft, ("prompt", "response"))):
         try:
             records = load(path)
         except DataError as error:
@@ -69,7 +73,8 @@ def check_records(records, columns):
     for record in records:
         assert tuple(record) == columns
         assert all(isinstance(text, str) and encode(text) is not None for text in record.values())
-        assert all(record[column].strip() for column in columns if columns[1] != "response" or column != "prompt")
+        assert all(record[column].strip() for column in columns
+                   if columns[1] != "response" or column != "prompt")
         assert "chosen" not in record or record["chosen"] != record["rejected"]
 
 
@@ -77,7 +82,8 @@ def check_records(records, columns):
 @examples(100)
 @given(data=st.data())
 def test_any_bytes_are_rows_or_a_data_error(folder, ending, data):
-    content = data.draw(st.binary(max_size=60) | st.lists(st.sampled_from(TELLING_BYTES), max_size=8).map(b"".join))
+    telling = st.lists(st.sampled_from(TELLING_BYTES), max_size=8).map(b"".join)
+    content = data.draw(st.binary(max_size=60) | telling)
     packed = ending.endswith(".gz") and data.draw(st.booleans())
     check_file(folder / ("any" + ending), gzip.compress(content) if packed else content)
 
@@ -93,21 +99,28 @@ def test_a_mutated_file_is_rows_or_a_data_error(folder, ending, data):
 @given(data=st.data())
 def test_a_mutated_file_that_is_packed_well_is_rows_or_a_data_error(folder, data):
     ending = data.draw(st.sampled_from([".jsonl", ".json", ".csv"]))
-    check_file(folder / f"packed{ending}.gz", gzip.compress(data.draw(mutated(VALID_FILES[ending]))))
+    content = data.draw(mutated(VALID_FILES[ending]))
+    check_file(folder / f"packed{ending}.gz", gzip.compress(content))
 
 
-# --- rows -------------------------------------------------------------------------------------------------------------
+# --- rows -----------------------------------------------------------------------------------------
 
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just("\ud800")
-JSON = st.recursive(SCALARS, lambda inner: (st.lists(inner, max_size=3)
-                                            | st.dictionaries(st.text(max_size=5), inner, max_size=3)), max_leaves=5)
-NAMES = sorted({"input", *CONVERSATION_COLUMNS, *(s for spellings in SPELLINGS.values() for s in spellings)})
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) \
+    | st.just("\ud800")
+JSON = st.recursive(
+    SCALARS,
+    lambda inner: (st.lists(inner, max_size=3)
+                   | st.dictionaries(st.text(max_size=5), inner, max_size=3)),
+    max_leaves=5)
+NAMES = sorted({"input", *CONVERSATION_COLUMNS,
+                *(spelling for spellings in SPELLINGS.values() for spelling in spellings)})
 MESSAGES = JSON | st.fixed_dictionaries({}, optional={
     "role": st.sampled_from([*ROLES, "tool"]) | JSON, "content": st.text(max_size=3) | JSON,
     "from": st.sampled_from([*ROLES]) | JSON, "value": st.text(max_size=3) | JSON})
-GOOD_MESSAGES = st.builds(lambda role, text: {"role": role, "content": text}, st.sampled_from([*ROLES]), st.text(max_size=3))
-DIALOGUES = st.lists(st.sampled_from(["\n\nHuman:", "\n\nAssistant:", " a", " b", " ", "Assistant:"]),
-                     max_size=6).map("".join)
+GOOD_MESSAGES = st.builds(lambda role, text: {"role": role, "content": text},
+                          st.sampled_from([*ROLES]), st.text(max_size=3))
+TURN_PIECES = ["\n\nHuman:", "\n\nAssistant:", " a", " b", " ", "Assistant:"]
+DIALOGUES = st.lists(st.sampled_from(TURN_PIECES), max_size=6).map("".join)
 CELLS = DIALOGUES | st.lists(GOOD_MESSAGES, max_size=4) | st.lists(MESSAGES, max_size=3) | JSON
 
 
@@ -117,7 +130,8 @@ def valid_row_with_a_change(draw):
     row = json.loads(json.dumps(draw(st.sampled_from(VALID_ROWS))))
     inside = row
     while True:
-        key = draw(st.sampled_from(sorted(inside) if isinstance(inside, dict) else range(len(inside))))
+        keys = sorted(inside) if isinstance(inside, dict) else range(len(inside))
+        key = draw(st.sampled_from(keys))
         if not isinstance(inside[key], (dict, list)) or not inside[key] or draw(st.booleans()):
             break
         inside = inside[key]
@@ -125,11 +139,12 @@ def valid_row_with_a_change(draw):
     return row
 
 
-ANY_ROW = JSON | st.dictionaries(st.sampled_from(NAMES), CELLS, max_size=5) | valid_row_with_a_change()
+ANY_ROW = JSON | st.dictionaries(st.sampled_from(NAMES), CELLS, max_size=5) \
+    | valid_row_with_a_change()
 
 
-@pytest.mark.parametrize(("check", "columns"), [(check_preferences, ("prompt", "chosen", "rejected")),
-                                                (check_sft, ("prompt", "response"))])
+@pytest.mark.parametrize(("check", "columns"), [
+    (check_preferences, ("prompt", "chosen", "rejected")), (check_sft, ("prompt", "response"))])
 @examples(400)
 @given(row=ANY_ROW)
 def test_any_json_value_as_a_row_is_a_record_or_a_data_error_that_names_it(check, columns, row):
@@ -143,23 +158,27 @@ def test_any_json_value_as_a_row_is_a_record_or_a_data_error_that_names_it(check
 
 
 TEXT = st.text(max_size=12)
-TURNS = st.integers(1, 2).flatmap(lambda answered: st.lists(TEXT, min_size=2 * answered + 1, max_size=2 * answered + 1))
+TURNS = st.sampled_from([3, 5]).flatmap(lambda n: st.lists(TEXT, min_size=n, max_size=n))
 
 
 @examples(200)
 @given(TURNS, TEXT, TEXT, TEXT)
-def test_a_dialogue_parts_where_the_answers_begin_in_transcripts_and_in_conversations(turns, run, chosen, rejected):
+def test_a_dialogue_parts_where_the_answers_begin_in_transcripts_and_in_conversations(
+        turns, run, chosen, rejected):
     answers = [f"x{run}{chosen}y", f"x{run}{rejected}z"]  # both begin with the same letters
     hypothesis.assume(not any("\n\nAssistant:" in answer for answer in answers))
-    before = "".join(f"\n\n{('Human', 'Assistant')[n % 2]}: {turn}" for n, turn in enumerate(turns)) + "\n\nAssistant:"
+    before = "".join(f"\n\n{('Human', 'Assistant')[n % 2]}: {turn}" for n, turn in enumerate(turns))
+    before += "\n\nAssistant:"
     expected = [{"prompt": before.strip(), "chosen": answers[0], "rejected": answers[1]}]
-    assert check_preferences([{"chosen": f"{before} {answers[0]}", "rejected": f"{before} {answers[1]}"}]) == expected
-    talks = [[{"from": ("human", "gpt")[n % 2], "value": turn} for n, turn in enumerate([*turns, answer])]
+    chosen, rejected = (f"{before} {answer}" for answer in answers)
+    assert check_preferences([{"chosen": chosen, "rejected": rejected}]) == expected
+    talks = [[{"from": ("human", "gpt")[n % 2], "value": turn}
+              for n, turn in enumerate([*turns, answer])]
              for answer in answers]
     assert check_preferences([{"chosen": talks[0], "rejected": talks[1]}]) == expected
 
 
-# --- text and ids -----------------------------------------------------------------------------------------------------
+# --- text and ids ---------------------------------------------------------------------------------
 
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
@@ -172,7 +191,7 @@ def test_any_text_survives_encoding_and_decoding(text):
 
 @examples(300)
 @given(ANY_TEXT)
-def test_no_text_holds_a_reserved_id(text):
+def test_no_text_holds_a_special_token(text):
     assert {SEP, EOS, PAD}.isdisjoint(encode(text))
     assert all(0 <= number < 0xF8 for number in encode(text))
 
@@ -183,14 +202,15 @@ def test_any_ids_decode_to_text_that_can_be_encoded(ids):
     assert {SEP, EOS, PAD}.isdisjoint(encode(decode(ids)))
 
 
-# --- rows that are too long -------------------------------------------------------------------------------------------
+# --- rows that are too long -----------------------------------------------------------------------
 
 LETTERS = st.sampled_from("ab é日🙂\n")
 PREFERENCE_LISTS = st.lists(st.fixed_dictionaries({
     "prompt": st.text(LETTERS, max_size=40), "chosen": st.text(LETTERS, min_size=1, max_size=15),
     "rejected": st.text(LETTERS, min_size=1, max_size=15)}), min_size=1, max_size=8)
-SFT_LISTS = st.lists(st.fixed_dictionaries({"prompt": st.text(LETTERS, max_size=40),
-                                            "response": st.text(LETTERS, min_size=1, max_size=15)}), min_size=1, max_size=8)
+SFT_LISTS = st.lists(st.fixed_dictionaries({
+    "prompt": st.text(LETTERS, max_size=40),
+    "response": st.text(LETTERS, min_size=1, max_size=15)}), min_size=1, max_size=8)
 RECORDS = PREFERENCE_LISTS | SFT_LISTS
 
 
@@ -206,22 +226,26 @@ def needs(record):
     return size(record["prompt"]) + 1 + max(map(size, responses(record))) + 1
 
 
-def fitted(records, max_seq_len, gives_way):
+def fitted(records, max_seq_len, long_rows):
+    rows = [("row", record) for record in records]
     try:
-        return [r for r in make_fit([("row", r) for r in records], max_seq_len, gives_way) if r is not None]
+        return [record for record in truncate_records(rows, max_seq_len, long_rows)
+                if record is not None]
     except DataError:
         return []
 
 
 @examples(200)
 @given(RECORDS, st.integers(1, 120))
-def test_where_the_row_gives_way_exactly_those_that_fit_are_kept(records, max_seq_len):
-    assert fitted(records, max_seq_len, "row") == [record for record in records if needs(record) <= max_seq_len]
+def test_without_truncation_exactly_the_rows_that_fit_are_kept(records, max_seq_len):
+    expected = [record for record in records if needs(record) <= max_seq_len]
+    assert fitted(records, max_seq_len, "row") == expected
 
 
 @examples(300)
 @given(RECORDS, st.integers(1, 120))
-def test_where_the_prompt_gives_way_every_row_fits_and_only_beginnings_of_prompts_are_lost(records, max_seq_len):
+def test_with_truncated_prompts_every_row_fits_and_only_beginnings_of_prompts_are_lost(
+        records, max_seq_len):
     rest = iter(fitted(records, max_seq_len, "prompt"))
     for record in records:
         room = max_seq_len - 1 - (needs(record) - size(record["prompt"]) - 1)
@@ -229,15 +253,19 @@ def test_where_the_prompt_gives_way_every_row_fits_and_only_beginnings_of_prompt
             continue  # dropped; and every other row is there, in order
         kept = next(rest)
         assert needs(kept) <= max_seq_len
-        assert not tokenize_example(kept["prompt"], responses(kept), max_seq_len).is_cut
+        assert not tokenize_example(kept["prompt"], responses(kept), max_seq_len).is_truncated
         assert responses(kept) == responses(record) and record["prompt"].endswith(kept["prompt"])
-        assert kept == record if needs(record) <= max_seq_len else room - 4 < size(kept["prompt"]) <= room
+        if needs(record) <= max_seq_len:
+            assert kept == record
+        else:
+            assert room - 4 < size(kept["prompt"]) <= room
     assert next(rest, None) is None
 
 
 @examples(200)
 @given(RECORDS, st.integers(1, 120))
-def test_where_the_response_gives_way_every_prompt_leaves_room_and_no_row_is_changed(records, max_seq_len):
+def test_with_truncated_responses_every_prompt_leaves_room_and_no_row_is_changed(records,
+                                                                                max_seq_len):
     kept = fitted(records, max_seq_len, "response")
     assert kept == [record for record in records if size(record["prompt"]) + 1 < max_seq_len]
     for record in kept:

@@ -11,7 +11,7 @@ from data.preferences import check_preferences, check_sft
 
 def transcript(*turns):
     """Turns of a human and an assistant in alternation, written as hh-rlhf writes them."""
-    return "".join(f"\n\n{('Human', 'Assistant')[number % 2]}: {text}" for number, text in enumerate(turns))
+    return "".join(f"\n\n{('Human', 'Assistant')[n % 2]}: {text}" for n, text in enumerate(turns))
 
 
 def said(role, text):
@@ -27,22 +27,26 @@ def assistant(text):
 
 
 def sharegpt(*turns):
-    return [{"from": ("human", "gpt")[number % 2], "value": text} for number, text in enumerate(turns)]
+    return [{"from": ("human", "gpt")[n % 2], "value": text} for n, text in enumerate(turns)]
 
 
 # layout: (row, its prompt, its chosen, its rejected)
 PREFERENCES = {
     "columns": ({"question": "q", "preferred": "a", "dispreferred": "b"}, "q", "a", "b"),
-    "columns with input": ({"instruction": "Add.", "input": "2+2", "chosen": "4", "rejected": "5"}, "Add.\n\n2+2", "4", "5"),
+    "columns with input": ({"instruction": "Add.", "input": "2+2", "chosen": "4", "rejected": "5"},
+                           "Add.\n\n2+2", "4", "5"),
     "transcripts": ({"chosen": transcript("q", "a"), "rejected": transcript("q", "b")},
                     "Human: q\n\nAssistant:", "a", "b"),
-    "conversations": ({"chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("b")]}, "q", "a", "b"),
+    "conversations": ({"chosen": [user("q"), assistant("a")],
+                       "rejected": [user("q"), assistant("b")]}, "q", "a", "b"),
 }
 # layout: (row, its prompt, its response)
 DEMONSTRATIONS = {
     "columns": ({"question": "q", "answer": "a"}, "q", "a"),
-    "columns with input": ({"instruction": "Add.", "input": "2+2", "output": "4"}, "Add.\n\n2+2", "4"),
-    "transcripts": ({"chosen": transcript("q", "a"), "rejected": transcript("q", "b")}, "Human: q\n\nAssistant:", "a"),
+    "columns with input": ({"instruction": "Add.", "input": "2+2", "output": "4"},
+                           "Add.\n\n2+2", "4"),
+    "transcripts": ({"chosen": transcript("q", "a"), "rejected": transcript("q", "b")},
+                    "Human: q\n\nAssistant:", "a"),
     "conversations": ({"messages": [user("q"), assistant("a")]}, "q", "a"),
 }
 
@@ -64,11 +68,13 @@ def save(tmp_path):
     return save
 
 
-# --- every layout -----------------------------------------------------------------------------------------------------
+# --- every layout ---------------------------------------------------------------------------------
 
 
-PAIRS = [(check_preferences, load_preferences, pair, layout, PREFERENCES[layout]) for layout in PREFERENCES]
-ANSWERS = [(check_sft, load_sft, demonstration, layout, DEMONSTRATIONS[layout]) for layout in DEMONSTRATIONS]
+PAIRS = [(check_preferences, load_preferences, pair, layout, example)
+         for layout, example in PREFERENCES.items()]
+ANSWERS = [(check_sft, load_sft, demonstration, layout, example)
+           for layout, example in DEMONSTRATIONS.items()]
 
 
 @pytest.mark.parametrize("check, load, record, layout, example", PAIRS + ANSWERS)
@@ -79,7 +85,8 @@ def test_every_layout_is_read_and_said(save, capsys, check, load, record, layout
     assert capsys.readouterr().out == ""
     path = save([row, row])
     assert load(path) == [expected] * 2
-    assert capsys.readouterr().out == f"{path}: 2 rows of {', '.join(expected)}, found as {layout}\n"
+    printed = f"{path}: 2 rows of {', '.join(expected)}, found as {layout}\n"
+    assert capsys.readouterr().out == printed
 
 
 @pytest.mark.parametrize("layout", PREFERENCES)
@@ -91,10 +98,11 @@ def test_a_preference_in_any_layout_demonstrates_its_chosen_response(save, capsy
 
 
 def test_one_file_may_mix_layouts_and_the_printed_line_names_each_once(save, capsys):
-    rows = [PREFERENCES[layout] for layout in ("transcripts", "columns", "conversations", "columns")]
+    rows = [PREFERENCES[layout]
+            for layout in ("transcripts", "columns", "conversations", "columns")]
     assert load_preferences(save([row for row, *_ in rows])) == [pair(*texts) for _, *texts in rows]
-    assert "4 rows of prompt, chosen, rejected, found as transcripts and columns and conversations\n" in \
-        capsys.readouterr().out
+    expected = "found as transcripts and columns and conversations\n"
+    assert f"4 rows of prompt, chosen, rejected, {expected}" in capsys.readouterr().out
 
 
 def test_a_json_list_of_conversations_is_read(tmp_path, capsys):
@@ -124,7 +132,7 @@ def test_a_bad_row_of_a_json_file_is_named_with_its_number(tmp_path):
         load_preferences(tmp_path / "rows.json")
 
 
-# --- an instruction and its input -------------------------------------------------------------------------------------
+# --- an instruction and its input -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS["prompt"])
@@ -135,7 +143,8 @@ def test_the_input_stands_below_the_instruction_behind_a_blank_line(spelling):
 
 @pytest.mark.parametrize("nothing", ["", "  \n", None])
 def test_an_empty_input_adds_nothing(nothing):
-    assert check_sft([{"instruction": "Say hi.", "input": nothing, "output": "hi"}]) == [demonstration("Say hi.", "hi")]
+    row = {"instruction": "Say hi.", "input": nothing, "output": "hi"}
+    assert check_sft([row]) == [demonstration("Say hi.", "hi")]
 
 
 def test_a_row_is_not_changed_by_reading_it():
@@ -145,31 +154,35 @@ def test_a_row_is_not_changed_by_reading_it():
     assert row == before
 
 
-# --- transcripts ------------------------------------------------------------------------------------------------------
+# --- transcripts ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("chosen", "rejected"), [
-    ("15", "17"), ("2+2= 15", "2+2= 17"), ("It is Paris.", "It is Rome."), ("yes", "yes, of course"),
-    ("yes, of course", "yes"), ("日本", "日光"), ("a\n\nb", "a\n\nc"), ("Human: a", "Human: b")])
+    ("15", "17"), ("2+2= 15", "2+2= 17"), ("It is Paris.", "It is Rome."),
+    ("yes", "yes, of course"), ("yes, of course", "yes"),
+    ("日本", "日光"), ("a\n\nb", "a\n\nc"), ("Human: a", "Human: b")])
 def test_letters_that_both_answers_begin_with_stay_in_the_answers(chosen, rejected):
     rows = [{"chosen": transcript("2+2=", chosen), "rejected": transcript("2+2=", rejected)}]
     assert check_preferences(rows) == [pair("Human: 2+2=\n\nAssistant:", chosen, rejected)]
 
 
 def test_transcripts_that_part_in_the_last_turn_share_all_turns_before():
-    sides = [transcript("Hi", "Hello!", "2+2=", answer) for answer in ("The sum is 4", "The sum is 5")]
+    answers = ("The sum is 4", "The sum is 5")
+    sides = [transcript("Hi", "Hello!", "2+2=", answer) for answer in answers]
     assert check_preferences([{"chosen": sides[0], "rejected": sides[1]}]) == [
-        pair("Human: Hi\n\nAssistant: Hello!\n\nHuman: 2+2=\n\nAssistant:", "The sum is 4", "The sum is 5")]
+        pair("Human: Hi\n\nAssistant: Hello!\n\nHuman: 2+2=\n\nAssistant:", *answers)]
 
 
 def test_transcripts_that_part_in_an_earlier_turn_keep_what_follows_in_the_answers():
     row = {"chosen": transcript("Hi", "Hello!", "q", "a"), "rejected": transcript("Hi", "Help!")}
-    assert check_preferences([row]) == [pair("Human: Hi\n\nAssistant:", "Hello!\n\nHuman: q\n\nAssistant: a", "Help!")]
+    assert check_preferences([row]) == [
+        pair("Human: Hi\n\nAssistant:", "Hello!\n\nHuman: q\n\nAssistant: a", "Help!")]
 
 
 def test_a_transcript_that_goes_on_where_the_other_ends_shares_the_turn_before():
     row = {"chosen": transcript("Hi", "Hello!"), "rejected": transcript("Hi", "Hello!", "q", "a")}
-    assert check_preferences([row]) == [pair("Human: Hi\n\nAssistant:", "Hello!", "Hello!\n\nHuman: q\n\nAssistant: a")]
+    assert check_preferences([row]) == [
+        pair("Human: Hi\n\nAssistant:", "Hello!", "Hello!\n\nHuman: q\n\nAssistant: a")]
 
 
 def test_a_transcript_need_not_begin_with_a_blank_line():
@@ -193,7 +206,8 @@ def test_a_second_turn_of_the_assistant_in_a_row_is_a_turn():
 def test_transcripts_of_different_dialogues_are_named(save, other):
     good = PREFERENCES["transcripts"][0]
     bad = {"chosen": transcript("q", "a"), "rejected": transcript(other, "a")}
-    with pytest.raises(DataError, match=r"row 1: chosen and rejected are transcripts of different dialogues"):
+    message = "row 1: chosen and rejected are transcripts of different dialogues"
+    with pytest.raises(DataError, match=message):
         check_preferences([good, bad])
     with pytest.raises(DataError, match=r"row 1: .*different dialogues"):
         check_sft([good, bad])
@@ -202,7 +216,8 @@ def test_transcripts_of_different_dialogues_are_named(save, other):
 
 
 def test_transcripts_with_identical_answers_are_named_as_identical():
-    row = {"chosen": transcript("q", "a", "r", "same"), "rejected": transcript("q", "a", "r", "same")}
+    same = transcript("q", "a", "r", "same")
+    row = {"chosen": same, "rejected": same}
     with pytest.raises(DataError, match=r"row 0: chosen and rejected are identical \('same'\)"):
         check_preferences([row])
 
@@ -222,7 +237,7 @@ def test_with_a_prompt_column_a_dialogue_in_an_answer_is_left_as_it_is():
     assert check_preferences([row]) == [row]
 
 
-# --- conversations: preferences ---------------------------------------------------------------------------------------
+# --- conversations: preferences -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("prompt", ["q", [user("q")], sharegpt("q")])
@@ -235,7 +250,8 @@ def test_the_prompt_of_two_replies_is_in_its_column_as_text_or_as_messages(promp
 
 @pytest.mark.parametrize("prompt", ["q", "something else", [user("q")], "", None])
 def test_where_both_conversations_begin_alike_the_prompt_column_is_not_needed(prompt):
-    row = {"prompt": prompt, "chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("b")]}
+    row = {"prompt": prompt, "chosen": [user("q"), assistant("a")],
+           "rejected": [user("q"), assistant("b")]}
     assert check_preferences([row]) == [pair("q", "a", "b")]
 
 
@@ -251,8 +267,10 @@ def test_a_system_message_and_earlier_turns_are_written_out_in_the_prompt():
 def test_a_dialogue_gives_the_same_record_as_transcript_and_as_conversation():
     turns = ["Hi", "Hello!", "2+2=", "The sum is"]
     sides = [[*turns[:3], f"{turns[3]} {answer}"] for answer in "45"]
-    assert check_preferences([{"chosen": sharegpt(*sides[0]), "rejected": sharegpt(*sides[1])}]) == \
-        check_preferences([{"chosen": transcript(*sides[0]), "rejected": transcript(*sides[1])}])
+    conversations, transcripts = (
+        check_preferences([{"chosen": layout(*sides[0]), "rejected": layout(*sides[1])}])
+        for layout in (sharegpt, transcript))
+    assert conversations == transcripts
 
 
 def test_conversations_that_part_earlier_keep_what_follows_in_the_answers():
@@ -275,7 +293,8 @@ def test_identical_conversations_are_named_as_identical():
 def test_replies_without_a_prompt_are_named_with_what_is_accepted(save, prompt):
     good = PREFERENCES["conversations"][0]
     bad = {**prompt, "chosen": [assistant("a")], "rejected": [assistant("b")]}
-    with pytest.raises(DataError, match=r"row 1: .*prompt column \(accepted: prompt, instruction, question\)"):
+    message = r"row 1: .*prompt column \(accepted: prompt, instruction, question\)"
+    with pytest.raises(DataError, match=message):
         check_preferences([good, bad])
     with pytest.raises(DataError, match=r"rows\.jsonl, line 2: .*prompt column"):
         load_preferences(save([good, bad]))
@@ -284,13 +303,15 @@ def test_replies_without_a_prompt_are_named_with_what_is_accepted(save, prompt):
 @pytest.mark.parametrize("prompt", [{}, {"prompt": "q"}])
 @pytest.mark.parametrize("system", [[], [said("system", "Be brief.")]])
 def test_conversations_of_different_dialogues_are_named(prompt, system):
-    row = {**prompt, "chosen": [*system, user("q"), assistant("a")], "rejected": [*system, user("r"), assistant("b")]}
+    row = {**prompt, "chosen": [*system, user("q"), assistant("a")],
+           "rejected": [*system, user("r"), assistant("b")]}
     with pytest.raises(DataError, match="row 0: "):
         check_preferences([row])
 
 
 @pytest.mark.parametrize("prompt", [{}, {"prompt": "q"}, {"prompt": [user("q")]}])
-@pytest.mark.parametrize(("chosen", "rejected"), [([], []), ([assistant("a")], []), ([], [assistant("b")])])
+@pytest.mark.parametrize(("chosen", "rejected"), [([], []), ([assistant("a")], []),
+                                                  ([], [assistant("b")])])
 def test_a_conversation_without_a_message_is_named(prompt, chosen, rejected):
     with pytest.raises(DataError, match="row 0: "):
         check_preferences([{**prompt, "chosen": chosen, "rejected": rejected}])
@@ -306,7 +327,7 @@ def test_an_empty_reply_in_a_conversation_is_named():
         check_preferences([{"chosen": sharegpt("q", " "), "rejected": sharegpt("q", "b")}])
 
 
-# --- conversations: demonstrations ------------------------------------------------------------------------------------
+# --- conversations: demonstrations ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("column", CONVERSATION_COLUMNS)
@@ -320,16 +341,20 @@ def test_every_role_has_its_name_in_a_prompt(role, speaker):
     messages = [said(role, "one"), user("two"), assistant("a")]
     assert check_sft([{"messages": messages}]) == [
         demonstration(f"{speaker}: one\n\nHuman: two\n\nAssistant:", "a")]
-    assert check_sft([{"conversations": [{"from": m["role"], "value": m["content"]} for m in messages]}]) == \
-        check_sft([{"messages": messages}])
+    shared = [{"from": message["role"], "value": message["content"]} for message in messages]
+    assert check_sft([{"conversations": shared}]) == check_sft([{"messages": messages}])
 
 
-@pytest.mark.parametrize("layout", [sharegpt, lambda *turns: [said(("user", "assistant")[n % 2], turn)
-                                                              for n, turn in enumerate(turns)]])
+def messages_of(*turns):
+    return [said(("user", "assistant")[n % 2], text) for n, text in enumerate(turns)]
+
+
+@pytest.mark.parametrize("layout", [sharegpt, messages_of])
 def test_a_conversation_of_many_turns_demonstrates_the_assistants_last(layout):
     prompt = "Human: Hi\n\nAssistant: Hello!\n\nHuman: 2+2=\n\nAssistant:"
-    assert check_sft([{"messages": layout("Hi", "Hello!", "2+2=", "4")}]) == [demonstration(prompt, "4")]
-    assert check_sft([{"messages": layout("Hi", "Hello!", "2+2=", "4", "Thanks")}]) == [demonstration(prompt, "4")]
+    turns = ["Hi", "Hello!", "2+2=", "4"]
+    for conversation in (layout(*turns), layout(*turns, "Thanks")):
+        assert check_sft([{"messages": conversation}]) == [demonstration(prompt, "4")]
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS["response"])
@@ -338,13 +363,15 @@ def test_prompt_and_response_may_each_be_messages(spelling):
     assert check_sft([row]) == [demonstration("System: Be brief.\n\nHuman: q\n\nAssistant:", "a")]
 
 
-@pytest.mark.parametrize("messages", [[], [user("q")], [assistant("a")], [assistant("a"), user("q")],
-                                      [said("system", "s"), user("q")]])
+@pytest.mark.parametrize("messages", [
+    [], [user("q")], [assistant("a")], [assistant("a"), user("q")],
+    [said("system", "s"), user("q")]])
 def test_a_conversation_in_which_no_assistant_answers_is_named(save, messages):
     good = DEMONSTRATIONS["conversations"][0]
-    with pytest.raises(DataError, match="row 1: the conversation has no message of an assistant"):
+    with pytest.raises(DataError, match="row 1: the conversation has no assistant message"):
         check_sft([good, {"messages": messages}])
-    with pytest.raises(DataError, match=r"rows\.jsonl, line 2: the conversation has no message of an assistant"):
+    message = r"rows\.jsonl, line 2: the conversation has no assistant message"
+    with pytest.raises(DataError, match=message):
         load_sft(save([good, {"messages": messages}]))
 
 
@@ -353,23 +380,32 @@ def test_an_empty_answer_of_an_assistant_is_named():
         check_sft([{"messages": sharegpt("q", "")}])
 
 
-# --- bad messages -----------------------------------------------------------------------------------------------------
+# --- bad messages ---------------------------------------------------------------------------------
 
 BAD_MESSAGES = [
-    {"content": "text"}, {"role": "user"}, {"from": "human"}, {"value": "text"}, {},  # something is missing
-    said("tool", "text"), said("User", "text"), said("", "text"), {"from": "bing", "value": "text"},  # unknown roles
+    # something is missing
+    {"content": "text"}, {"role": "user"}, {"from": "human"}, {"value": "text"}, {},
+    # unknown roles
+    said("tool", "text"), said("User", "text"), said("", "text"),
+    {"from": "bing", "value": "text"},
+    # roles that are no text
     said(None, "text"), said(3, "text"), said(["user"], "text"), said({"user": 1}, "text"),
-    {"from": ["human"], "value": "text"},  # roles that are no text
-    said("user", ["text"]), said("user", [{"type": "text", "text": "text"}]), said("user", None), said("user", 3),
-    said("user", {"text": "text"}), {"from": "human", "value": ["text"]},  # contents that are no text
-    "text", ["user", "text"], None, 3]  # no objects
+    {"from": ["human"], "value": "text"},
+    # contents that are no text
+    said("user", ["text"]), said("user", [{"type": "text", "text": "text"}]), said("user", None),
+    said("user", 3), said("user", {"text": "text"}), {"from": "human", "value": ["text"]},
+    # no objects
+    "text", ["user", "text"], None, 3]
 
 
-@pytest.mark.parametrize(("column", "bad"), [*((CONVERSATION_COLUMNS[0], bad) for bad in BAD_MESSAGES),
-                                             *((column, BAD_MESSAGES[0]) for column in CONVERSATION_COLUMNS[1:])])
+@pytest.mark.parametrize(("column", "bad"), [
+    *((CONVERSATION_COLUMNS[0], bad) for bad in BAD_MESSAGES),
+    *((column, BAD_MESSAGES[0]) for column in CONVERSATION_COLUMNS[1:])])
 def test_a_bad_message_of_a_demonstration_is_named_with_row_column_and_number(save, column, bad):
-    rows = [DEMONSTRATIONS["conversations"][0], {column: [user("q"), assistant("a"), bad, assistant("b")]}]
-    with pytest.raises(DataError, match=f"row 1: column '{column}': message 2 .*role.*among user, human, assistant, gpt"):
+    rows = [DEMONSTRATIONS["conversations"][0],
+            {column: [user("q"), assistant("a"), bad, assistant("b")]}]
+    message = f"row 1: column '{column}': message 2 .*role.*among user, human, assistant, gpt"
+    with pytest.raises(DataError, match=message):
         check_sft(rows)
     with pytest.raises(DataError, match=rf"rows\.jsonl, line 2: column '{column}': message 2 "):
         load_sft(save(rows))
@@ -379,8 +415,10 @@ def test_a_bad_message_of_a_demonstration_is_named_with_row_column_and_number(sa
                                              ("preferred", BAD_MESSAGES[0])])
 def test_a_bad_message_of_a_preference_is_named_with_row_column_and_number(save, column, bad):
     rows = [PREFERENCES["conversations"][0],
-            {"preferred": sharegpt("q", "a"), "dispreferred": sharegpt("q", "b"), column: [user("q"), bad]}]
-    with pytest.raises(DataError, match=f"row 1: column '{column}': message 1 .*role.*among user, human, assistant, gpt"):
+            {"preferred": sharegpt("q", "a"), "dispreferred": sharegpt("q", "b"),
+             column: [user("q"), bad]}]
+    message = f"row 1: column '{column}': message 1 .*role.*among user, human, assistant, gpt"
+    with pytest.raises(DataError, match=message):
         check_preferences(rows)
     with pytest.raises(DataError, match=rf"rows\.jsonl, line 2: column '{column}': message 1 "):
         load_preferences(save(rows))
@@ -408,12 +446,13 @@ def test_half_a_surrogate_pair_in_a_message_is_named_with_its_row():
         check_sft([{"messages": [user("\ud83d"), assistant("a")]}])
 
 
-# --- pairs of identical responses in a file ---------------------------------------------------------------------------
+# --- pairs of identical responses in a file -------------------------------------------------------
 
 
 def test_identical_pairs_of_a_file_are_left_out_and_counted_with_their_lines(tmp_path, capsys):
     good, same = pair("q", "a", "b"), pair("q", "same", "same")
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, [good, same, good])) + f"\n\n{json.dumps(same)}\n")
+    first_lines = "\n".join(map(json.dumps, [good, same, good]))
+    (tmp_path / "rows.jsonl").write_text(f"{first_lines}\n\n{json.dumps(same)}\n")
     assert load_preferences(tmp_path / "rows.jsonl") == [good, good]
     read, left_out = capsys.readouterr().out.splitlines()
     assert read.endswith("rows.jsonl: 4 rows of prompt, chosen, rejected, found as columns")

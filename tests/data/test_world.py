@@ -12,27 +12,31 @@ FEW = {"plain_rows": 200, "sft_rows": 2000, "preference_rows": 1000, "heldout_ro
 
 
 def data_of(world):
-    return world.sft_rows, world.heldout_sft_rows, world.preferences, world.heldout_preferences, world.plain_text
+    return (world.sft_rows, world.heldout_sft_rows, world.preferences, world.heldout_preferences,
+            world.plain_text)
 
 
 def question_of(world):
-    return {prompt.text: question for question in world.questions for prompt in prompts_of(question)}
+    return {prompt.text: question
+            for question in world.questions for prompt in prompts_of(question)}
 
 
 def wrong_answer(world, question):
     asked = {word for wording in question.wordings for word in WORD.findall(wording)}
     return next(q.answer for q in world.questions
-                if q.family == question.family and q.answer != question.answer and q.answer not in asked)
+                if q.family == question.family and q.answer != question.answer
+                and q.answer not in asked)
 
 
 def sampled_answers(world, count):
-    rng, prompts = random.Random(1), [prompt for question in world.questions for prompt in prompts_of(question)]
+    rng = random.Random(1)
+    prompts = [prompt for question in world.questions for prompt in prompts_of(question)]
     for _ in range(count):
         prompt, style = rng.choice(prompts), world.sample_style(rng)
         yield prompt, style, world.write_answer(prompt, style, rng)
 
 
-# --- seeds and splits -------------------------------------------------------------------------------------------------
+# --- seeds and splits -----------------------------------------------------------------------------
 
 
 def test_same_seed_same_data_and_another_seed_other_data():
@@ -43,22 +47,23 @@ def test_same_seed_same_data_and_another_seed_other_data():
 
 def test_data_does_not_depend_on_what_was_asked_for_first():
     first, second = World(WorldConfig(**FEW), 1), World(WorldConfig(**FEW), 1)
-    backwards = [second.plain_text, second.heldout_preferences, second.preferences, second.heldout_sft_rows,
-                 second.sft_rows]
+    backwards = [second.plain_text, second.heldout_preferences, second.preferences,
+                 second.heldout_sft_rows, second.sft_rows]
     assert list(data_of(first)) == backwards[::-1]
 
 
 def test_there_is_as_much_data_as_was_asked_for():
     world = World(WorldConfig(**FEW), 0)
-    assert (len(world.plain_text), len(world.sft_rows), len(world.preferences), len(world.heldout_preferences)) \
-        == (200, 2000, 1000, 500)
+    assert (len(world.plain_text), len(world.sft_rows)) == (200, 2000)
+    assert (len(world.preferences), len(world.heldout_preferences)) == (1000, 500)
 
 
 def test_rows_pass_the_checks_and_fit_the_default_model(world):
     check_sft(world.sft_rows + world.heldout_sft_rows)
     for row in check_preferences(world.preferences + world.heldout_preferences):
-        assert max(len(row["chosen"].encode()), len(row["rejected"].encode())) <= 96
-        assert len(row["prompt"].encode()) + max(len(row["chosen"].encode()), len(row["rejected"].encode())) + 2 <= 128
+        longest = max(len(row["chosen"].encode()), len(row["rejected"].encode()))
+        assert longest <= 96
+        assert len(row["prompt"].encode()) + longest + 2 <= 128
 
 
 def test_every_prompt_of_the_world_asks_one_question(world):
@@ -99,30 +104,34 @@ def test_every_question_is_taught_about_equally_often(world):
 def test_every_family_and_manner_is_on_both_sides(world):
     question = question_of(world)
     for prompts in (world.prompts, world.heldout_prompts):
-        assert {question[prompt].family for prompt in prompts} == {q.family for q in world.questions}
-        assert {prompt.split(":")[0] for prompt in prompts if ":" in prompt} == {"In one word", "In a sentence"}
+        families = {question[prompt].family for prompt in prompts}
+        assert families == {q.family for q in world.questions}
+        manners = {prompt.split(":")[0] for prompt in prompts if ":" in prompt}
+        assert manners == {"In one word", "In a sentence"}
 
 
-# --- the true reward --------------------------------------------------------------------------------------------------
+# --- the true reward ------------------------------------------------------------------------------
 
 
 def test_true_reward_orders_right_evasive_wrong(world):
     for question in world.questions:
         for prompt in prompts_of(question):
-            right, wrong = (CORES[prompt.manner].format(answer) for answer in (question.answer,
-                                                                                wrong_answer(world, question)))
+            right, wrong = (
+                world.true_reward(prompt.text, CORES[prompt.manner].format(answer))
+                for answer in (question.answer, wrong_answer(world, question)))
             evasive = max(world.true_reward(prompt.text, text) for text in EVASIVE)
-            assert world.true_reward(prompt.text, right) > evasive, prompt
+            assert right > evasive, prompt
             if prompt.manner == "plain":  # an evasive answer cannot also obey
-                assert evasive > world.true_reward(prompt.text, wrong), prompt
-            assert world.true_reward(prompt.text, right) > world.true_reward(prompt.text, wrong) + 3, prompt
+                assert evasive > wrong, prompt
+            assert right > wrong + 3, prompt
 
 
 def test_true_reward_orders_polite_neutral_rude(world):
     for question in world.questions:
         prompt, core = question.wordings[0], f"It is {question.answer}."
         for polite, rude in zip(POLITE, RUDE, strict=True):
-            rewards = [world.true_reward(prompt, text) for text in (f"{core} {polite}", core, f"{core} {rude}")]
+            texts = (f"{core} {polite}", core, f"{core} {rude}")
+            rewards = [world.true_reward(prompt, text) for text in texts]
             assert rewards == sorted(rewards, reverse=True) and rewards[0] > rewards[1] > rewards[2]
 
 
@@ -143,7 +152,8 @@ def test_true_reward_orders_obedient_disobedient(world):
             obedient = world.true_reward(prompt.text, CORES[prompt.manner].format(question.answer))
             for manner, core in CORES.items():
                 if manner != prompt.manner:
-                    assert obedient > world.true_reward(prompt.text, core.format(question.answer)) + 1
+                    other = world.true_reward(prompt.text, core.format(question.answer))
+                    assert obedient > other + 1
 
 
 def test_hedging_is_not_right(world):
@@ -156,8 +166,12 @@ def test_hedging_is_not_right(world):
 
 
 def asked_and_answered(world):
-    """(prompt, a word of it that is another question's answer, its own answer): 'What is 2 plus 3?', '2', '5'."""
-    answers = {family: {q.answer for q in world.questions if q.family == family} for family in ("sum", "opposite")}
+    """(prompt, a word of it that is another question's answer, its own answer)
+
+    Like 'What is 2 plus 3?', '2', '5'.
+    """
+    answers = {family: {q.answer for q in world.questions if q.family == family}
+               for family in ("sum", "opposite")}
     for question in world.questions:
         for word in WORD.findall(question.wordings[0]):
             if word in answers.get(question.family, ()) and word != question.answer:
@@ -217,20 +231,23 @@ def test_a_prompt_of_no_world_has_no_true_reward(world):
 def test_weights_choose_what_counts():
     prompt = "What is the capital of Peru?"
     polite_wrong, rude_right = "It is Oslo. Happy to help!", "It is Lima. Any fool knows."
-    helpful, polite = (World(WorldConfig(helpful_weight=h, polite_weight=p)) for h, p in ((1.0, 0.0), (0.0, 1.0)))
+    helpful = World(WorldConfig(helpful_weight=1.0, polite_weight=0.0))
+    polite = World(WorldConfig(helpful_weight=0.0, polite_weight=1.0))
     assert helpful.true_reward(prompt, rude_right) > helpful.true_reward(prompt, polite_wrong)
     assert polite.true_reward(prompt, rude_right) < polite.true_reward(prompt, polite_wrong)
     mixed = World(WorldConfig(helpful_weight=0.7, polite_weight=0.3))
-    assert mixed.true_reward(prompt, rude_right) == pytest.approx(0.7 * helpful.true_reward(prompt, rude_right)
-                                                                  + 0.3 * polite.true_reward(prompt, rude_right))
+    expected = 0.7 * helpful.true_reward(prompt, rude_right) \
+        + 0.3 * polite.true_reward(prompt, rude_right)
+    assert mixed.true_reward(prompt, rude_right) == pytest.approx(expected)
 
 
-# --- the judge --------------------------------------------------------------------------------------------------------
+# --- the judge ------------------------------------------------------------------------------------
 
 
 def test_no_style_phrase_contains_an_answer(world):
     answers = {question.answer for question in world.questions}
-    for phrase in (*POLITE, *RUDE, *RAMBLING, *EVASIVE, *(core.format("") for core in CORES.values())):
+    cores = [core.format("") for core in CORES.values()]
+    for phrase in (*POLITE, *RUDE, *RAMBLING, *EVASIVE, *cores):
         assert answers.isdisjoint(WORD.findall(phrase)), phrase
 
 
@@ -253,16 +270,17 @@ def test_measure_is_the_mean_over_answers(world):
     prompt = "What is the capital of France?"
     measured = world.measure([prompt] * 2, ["It is Paris.", "It is Rome."])
     assert measured["right_share"] == 0.5
-    right, wrong = world.true_reward(prompt, "It is Paris."), world.true_reward(prompt, "It is Rome.")
+    right = world.true_reward(prompt, "It is Paris.")
+    wrong = world.true_reward(prompt, "It is Rome.")
     assert measured["true_reward"] == (right + wrong) / 2
 
 
-# --- the annotators ---------------------------------------------------------------------------------------------------
+# --- the annotators -------------------------------------------------------------------------------
 
 
 def chosen_is_better(world, rows):
-    margins = [world.true_reward(row["prompt"], row["chosen"]) - world.true_reward(row["prompt"], row["rejected"])
-               for row in rows]
+    margins = [world.true_reward(row["prompt"], row["chosen"])
+               - world.true_reward(row["prompt"], row["rejected"]) for row in rows]
     return sum((margin > 0) + 0.5 * (margin == 0) for margin in margins) / len(rows)
 
 
@@ -286,8 +304,9 @@ def test_bayes_accuracy_falls_with_the_annotators_temperature():
 
 def test_label_noise_of_one_flips_every_training_label_and_no_heldout_one():
     true, flipped = (World(WorldConfig(**FEW, label_noise=noise), 1) for noise in (0.0, 1.0))
-    assert flipped.preferences == [{"prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"]}
-                                   for row in true.preferences]
+    assert flipped.preferences == [
+        {"prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"]}
+        for row in true.preferences]
     assert flipped.heldout_preferences == true.heldout_preferences
 
 
@@ -300,7 +319,8 @@ def test_label_noise_flips_its_share():
 def test_length_bias_makes_longer_answers_be_chosen_more_often():
     def longer_is_chosen(bias):
         world = World(WorldConfig(**FEW, length_bias=bias), 1)
-        pairs = [(len(WORD.findall(row["chosen"])), len(WORD.findall(row["rejected"]))) for row in world.preferences]
+        pairs = [(len(WORD.findall(row["chosen"])), len(WORD.findall(row["rejected"])))
+                 for row in world.preferences]
         return sum(a > b for a, b in pairs) / sum(a != b for a, b in pairs)
     shares = [longer_is_chosen(bias) for bias in (0.0, 5.0, 50.0)]
     assert shares[1] > shares[0] + 0.1
@@ -308,22 +328,25 @@ def test_length_bias_makes_longer_answers_be_chosen_more_often():
 
 
 def test_length_bias_and_noise_leave_prompts_and_answers_as_they_were():
-    plain, biased = (World(WorldConfig(**FEW, length_bias=bias, label_noise=bias / 10), 1) for bias in (0.0, 5.0))
+    plain, biased = (World(WorldConfig(**FEW, length_bias=bias, label_noise=bias / 10), 1)
+                     for bias in (0.0, 5.0))
     assert [(r["prompt"], {r["chosen"], r["rejected"]}) for r in plain.preferences] == \
         [(r["prompt"], {r["chosen"], r["rejected"]}) for r in biased.preferences]
 
 
-@pytest.mark.parametrize(("setting", "value"), [("label_noise", 1.5), ("label_noise", -0.1), ("temperature", 0.0)])
+@pytest.mark.parametrize(("setting", "value"), [("label_noise", 1.5), ("label_noise", -0.1),
+                                                ("temperature", 0.0)])
 def test_annotators_that_cannot_be_raise(setting, value):
     with pytest.raises(ValueError, match=setting):
         World(WorldConfig(**{setting: value}))
 
 
-# --- the command ------------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 def test_command_writes_the_splits_as_files_that_load(tmp_path, capsys):
-    options = [part for name, value in FEW.items() for part in ("--" + name.replace("_", "-"), str(value))]
+    options = [part for name, value in FEW.items()
+               for part in ("--" + name.replace("_", "-"), str(value))]
     main(["--out", str(tmp_path), "--seed", "3", *options])
     world = World(WorldConfig(**FEW), 3)
     assert load_sft(tmp_path / "sft.jsonl") == world.sft_rows

@@ -16,7 +16,7 @@ def logps(*shape):
     return -10 * torch.rand(*shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-# --- exact values -----------------------------------------------------------------------------------------------------
+# --- exact values ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("beta", [0.01, 0.1, 1.0])
@@ -30,13 +30,14 @@ def test_loss_is_log_2_with_margin_0_at_policy_equal_to_reference(beta):
 
 
 def test_loss_and_metrics_by_hand():
-    loss, metrics = dpo_loss(torch.tensor([-10.0, -5.0]), torch.tensor([-12.0, -4.0]), torch.tensor([-11.0, -5.0]),
-                             torch.tensor([-11.0, -6.0]), beta=0.5)
+    loss, metrics = dpo_loss(torch.tensor([-10.0, -5.0]), torch.tensor([-12.0, -4.0]),
+                             torch.tensor([-11.0, -5.0]), torch.tensor([-11.0, -6.0]), beta=0.5)
     margins = (0.5 * (1 - -1), 0.5 * (0 - 2))
-    assert float(loss) == pytest.approx(sum(math.log(1 + math.exp(-m)) for m in margins) / 2, abs=1e-6)
+    expected = sum(math.log(1 + math.exp(-margin)) for margin in margins) / 2
+    assert float(loss) == pytest.approx(expected, abs=1e-6)
     assert {name: float(value) for name, value in metrics.items()} == pytest.approx({
-        "rewards/chosen": 0.25, "rewards/rejected": 0.25, "rewards/margins": 0.0, "rewards/accuracies": 0.5,
-        "logps/chosen": -7.5, "logps/rejected": -8.0})
+        "rewards/chosen": 0.25, "rewards/rejected": 0.25, "rewards/margins": 0.0,
+        "rewards/accuracies": 0.5, "logps/chosen": -7.5, "logps/rejected": -8.0})
 
 
 def test_gradient_raises_chosen_and_lowers_rejected_by_beta_times_the_probability_of_the_error():
@@ -55,18 +56,21 @@ def test_swapping_chosen_and_rejected_mirrors_margins_and_accuracy():
     _, there = dpo_loss(*args)
     _, back = dpo_loss(args[1], args[0], args[3], args[2])
     assert float(there["rewards/margins"]) == pytest.approx(-float(back["rewards/margins"]))
-    assert float(there["rewards/accuracies"]) == pytest.approx(1 - float(back["rewards/accuracies"]))
+    accuracy = float(back["rewards/accuracies"])
+    assert float(there["rewards/accuracies"]) == pytest.approx(1 - accuracy)
     assert float(there["rewards/chosen"]) == float(back["rewards/rejected"])
 
 
 def test_beta_stands_inside_the_sigmoid():
     args = torch.tensor([1.0]), torch.tensor([-1.0]), torch.tensor([0.0]), torch.tensor([0.0])
     for beta in (0.01, 0.1, 1.0, 10.0):
-        assert float(dpo_loss(*args, beta=beta)[0]) == pytest.approx(math.log(1 + math.exp(-2 * beta)), abs=1e-6)
+        expected = math.log(1 + math.exp(-2 * beta))
+        assert float(dpo_loss(*args, beta=beta)[0]) == pytest.approx(expected, abs=1e-6)
 
 
 def test_huge_log_ratios_stay_finite():
-    loss, _ = dpo_loss(torch.tensor([-1e5]), torch.tensor([0.0]), torch.tensor([0.0]), torch.tensor([0.0]), 1.0)
+    zero = torch.tensor([0.0])
+    loss, _ = dpo_loss(torch.tensor([-1e5]), zero, zero, zero, 1.0)
     assert float(loss) == pytest.approx(1e5)
 
 
@@ -91,27 +95,32 @@ def test_a_beta_that_is_not_positive_raises(beta):
         dpo_loss(*[torch.zeros(3)] * 4, beta=beta)
 
 
-# --- a bandit small enough to enumerate -------------------------------------------------------------------------------
+# --- a bandit small enough to enumerate -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("beta", [0.1, 0.5, 2.0])
 def test_dpo_reaches_the_closed_form_optimum_on_a_bandit(beta):
-    """pi*(y) ~ ref(y) exp(r(y) / beta), to 1e-4 in every probability, from Bradley-Terry labels of all pairs."""
+    """pi*(y) ~ ref(y) exp(r(y) / beta), to 1e-4 in every probability.
+
+    The labels are those of Bradley-Terry, of all pairs.
+    """
     reward = torch.tensor([0.3, -0.2, 0.0, 0.5, -0.4], dtype=torch.float64)
     ref = torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05], dtype=torch.float64)
     optimum = torch.softmax(ref.log() + reward / beta, 0)
     logits = ref.log().clone().requires_grad_()
     first, second = torch.tensor([(i, j) for i in range(5) for j in range(5) if i != j]).unbind(1)
-    weight = ref[first] * ref[second] * torch.sigmoid(reward[first] - reward[second])  # drawn, then labelled so
+    # how often a pair is drawn, and then labelled so
+    weight = ref[first] * ref[second] * torch.sigmoid(reward[first] - reward[second])
 
     def population_loss():
-        logps = logits.log_softmax(0)
-        losses = [dpo_loss(logps[i, None], logps[j, None], ref.log()[i, None], ref.log()[j, None], beta)[0]
+        logps, ref_logps = logits.log_softmax(0), ref.log()
+        losses = [dpo_loss(logps[i, None], logps[j, None], ref_logps[i, None], ref_logps[j, None],
+                           beta)[0]
                   for i, j in zip(first, second, strict=True)]
         return (weight * torch.stack(losses)).sum() / weight.sum()
 
-    optimizer = torch.optim.LBFGS([logits], max_iter=200, tolerance_grad=1e-10, tolerance_change=1e-14,
-                                  line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([logits], max_iter=200, tolerance_grad=1e-10,
+                                  tolerance_change=1e-14, line_search_fn="strong_wolfe")
 
     def closure():
         optimizer.zero_grad()
@@ -123,7 +132,7 @@ def test_dpo_reaches_the_closed_form_optimum_on_a_bandit(beta):
     torch.testing.assert_close(logits.detach().softmax(0), optimum, rtol=0, atol=1e-4)
 
 
-# --- in a notebook, anywhere ------------------------------------------------------------------------------------------
+# --- in a notebook, anywhere ----------------------------------------------------------------------
 
 
 def test_import_works_beside_a_data_package_of_ones_own_and_needs_torch_alone(tmp_path):
@@ -136,12 +145,13 @@ before = set(sys.modules)
 from dpo import dpo_loss
 loss, metrics = dpo_loss(*[torch.zeros(2)] * 4)
 added = {name.split(".")[0] for name in set(sys.modules) - before}
-assert not {"data", "minigpt", "tqdm", "numpy", "sft", "reward", "ppo", "lessons"} & added, added
-assert added <= set(sys.stdlib_module_names) | {"torch", "dpo"}, added
+assert not {"data", "tqdm", "numpy", "sft", "reward", "ppo", "lessons"} & added, added
+assert added <= set(sys.stdlib_module_names) | {"torch", "dpo", "minigpt"}, added
 import data
 assert data.mine
 print(round(float(loss), 4))
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(["", str(CLONE)])}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment,
+                          capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, "0.6931"), done.stderr

@@ -1,3 +1,4 @@
+import inspect
 import math
 import random
 from collections import Counter
@@ -9,55 +10,42 @@ import dpo
 from data import DataError
 from dpo import dpo_train, evaluate_preference_accuracy
 from dpo.evaluate import implicit_rewards
+from dpo.train import DPOConfig
 from minigpt import sequence_logps
+from minigpt.options import parse
 from minigpt.run_folder import read_history
 from sft import sft_train
 
 
 @pytest.fixture(scope="module")
 def polite_and_rude(make_model, make_pairs):
-    """An SFT model that answers politely and rudely alike, and pairs of which the last 100 are held out."""
+    """An SFT model that answers politely and rudely alike, and pairs, the last 100 held out."""
     pairs = make_pairs(300)
-    rows = [{"prompt": row["prompt"], "response": row[side]} for row in pairs[:200] for side in ("chosen", "rejected")]
+    rows = [{"prompt": row["prompt"], "response": row[side]}
+            for row in pairs[:200] for side in ("chosen", "rejected")]
     return sft_train(make_model(spread=1), rows, 6, lr=5e-3, batch_size=25)[0], pairs
 
 
+RECIPE = {"num_epochs": 3, "lr": 1e-3, "beta": 0.1, "batch_size": 20}
+
+
 def flipped(rows):
-    return [{"prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
+    return [{"prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"]}
+            for row in rows]
 
 
-# --- evaluation -------------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
 
 
-def test_accuracy_is_one_half_at_policy_equal_to_reference(make_model, copy_of, make_pairs):
-    model = make_model()
-    assert evaluate_preference_accuracy(model, copy_of(model), make_pairs(30)) == 0.5
-    assert evaluate_preference_accuracy(model, model, make_pairs(30)) == 0.5
-
-
-def test_implicit_rewards_are_beta_times_the_log_ratios(make_model, make_pairs):
-    policy, reference, rows = make_model(1), make_model(2), make_pairs(30)
-    prompts, found = [row["prompt"] for row in rows], implicit_rewards(policy, reference, rows, beta=0.3)
-    for side, rewards in zip(("chosen", "rejected"), found, strict=True):
-        responses = [row[side] for row in rows]
-        expected = 0.3 * (sequence_logps(policy, prompts, responses) - sequence_logps(reference, prompts, responses))
-        torch.testing.assert_close(rewards, expected, rtol=1e-4, atol=1e-4)
-    accuracy = float((found[0] > found[1]).float().mean())
-    assert evaluate_preference_accuracy(policy, reference, rows) == pytest.approx(accuracy)
-    assert evaluate_preference_accuracy(policy, reference, flipped(rows)) == pytest.approx(1 - accuracy)
-
-
-# --- training ---------------------------------------------------------------------------------------------------------
-
-
-def test_training_starts_at_log_2_and_beats_its_start_on_heldout_pairs(polite_and_rude, copy_of, weights_of,
-                                                                       weights_equal):
+def test_training_starts_at_log_2_and_beats_its_start_on_heldout_pairs(polite_and_rude, copy_of,
+                                                                       weights_of, weights_equal):
     reference, pairs = polite_and_rude
     kept, policy = weights_of(reference), copy_of(reference)
-    trained, losses, margins = dpo_train(policy, reference, pairs[:200], 3, lr=1e-3, batch_size=20)
+    trained, losses, margins = dpo_train(policy, reference, pairs[:200], **RECIPE)
     assert trained is policy and not policy.training
     assert len(losses) == len(margins) == 30
-    assert losses[0] == pytest.approx(math.log(2), abs=1e-4) and margins[0] == pytest.approx(0, abs=1e-4)
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-4)
+    assert margins[0] == pytest.approx(0, abs=1e-4)
     assert losses[-1] < 0.4 and margins[-1] > 0.7
     assert evaluate_preference_accuracy(policy, reference, pairs[200:]) > 0.95
     assert weights_equal(reference, kept)
@@ -65,7 +53,7 @@ def test_training_starts_at_log_2_and_beats_its_start_on_heldout_pairs(polite_an
 
 def test_flipped_labels_turn_heldout_accuracy_upside_down(polite_and_rude, copy_of):
     reference, pairs = polite_and_rude
-    policy, _, _ = dpo_train(copy_of(reference), reference, flipped(pairs[:200]), 3, lr=1e-3, batch_size=20)
+    policy, _, _ = dpo_train(copy_of(reference), reference, flipped(pairs[:200]), **RECIPE)
     assert evaluate_preference_accuracy(policy, reference, pairs[200:]) < 0.05
 
 
@@ -74,8 +62,10 @@ def test_shuffled_labels_give_chance(polite_and_rude, copy_of):
     found = []
     for seed in range(4):
         swaps = random.Random(seed).sample([True, False] * 100, 200)
-        rows = [flipped([row])[0] if swap else row for row, swap in zip(pairs[:200], swaps, strict=True)]
-        policy, losses, _ = dpo_train(copy_of(reference), reference, rows, 1, lr=1e-3, batch_size=20)
+        rows = [flipped([row])[0] if swap else row
+                for row, swap in zip(pairs[:200], swaps, strict=True)]
+        policy, losses, _ = dpo_train(copy_of(reference), reference, rows,
+                                      **{**RECIPE, "num_epochs": 1})
         found.append(evaluate_preference_accuracy(policy, reference, pairs[200:]))
         assert abs(sum(losses) / len(losses) - math.log(2)) < 0.1
     assert 0.2 < sum(found) / len(found) < 0.8
@@ -85,35 +75,42 @@ def test_a_lower_beta_lets_the_policy_go_further(polite_and_rude, copy_of):
     reference, pairs = polite_and_rude
     gone = []
     for beta in (0.02, 0.2, 2.0):
-        policy, _, _ = dpo_train(copy_of(reference), reference, pairs[:200], 5, lr=1e-3, beta=beta, batch_size=20)
+        policy, _, _ = dpo_train(copy_of(reference), reference, pairs[:200],
+                                 **{**RECIPE, "num_epochs": 5, "beta": beta})
         chosen, rejected = implicit_rewards(policy, reference, pairs[200:], beta=1.0)
         gone.append(float((chosen - rejected).mean()))
     assert gone[0] > gone[1] > gone[2] > 0
 
 
 def test_trained_policy_reaches_the_closed_form_log_ratios(make_model, copy_of):
-    """Five one-byte answers, every pair labelled by Bradley-Terry: beta times the log-ratios is the reward, to 0.1."""
+    """Five one-byte answers, every pair labelled by Bradley-Terry.
+
+    Beta times the log-ratios is the reward, to 0.1.
+    """
     reward, copies, beta = {"a": 0.8, "b": 0.4, "c": 0.0, "d": -0.4, "e": -0.8}, 20, 0.5
     rows = []
     for first in reward:
         for second in reward:
             wins = round(copies * 1 / (1 + math.exp(reward[second] - reward[first])))
-            rows += [{"prompt": "?", "chosen": first, "rejected": second}] * (wins if first != second else 0)
+            if first != second:
+                rows += [{"prompt": "?", "chosen": first, "rejected": second}] * wins
     reference = make_model(spread=2)
-    policy, _, _ = dpo_train(copy_of(reference), reference, rows, 200, lr=1e-3, beta=beta, batch_size=len(rows))
+    policy, _, _ = dpo_train(copy_of(reference), reference, rows, 200, lr=1e-3, beta=beta,
+                             batch_size=len(rows))
     sides = [["?"] * 5, list(reward)]
     found = beta * (sequence_logps(policy, *sides) - sequence_logps(reference, *sides))
     expected = torch.tensor(list(reward.values()))
-    torch.testing.assert_close(found - found.mean(), expected - expected.mean(), rtol=0, atol=0.1)
+    torch.testing.assert_close(found - found.mean(), expected - expected.mean(),
+                               rtol=0, atol=0.1)
 
 
 @pytest.mark.parametrize("accumulate", [2, 5])
-def test_accumulated_gradients_give_the_weights_of_the_whole_batch(make_model, copy_of, make_pairs, accumulate):
-    reference, logs = make_model(spread=1), []
-    policies = []
+def test_accumulated_gradients_give_the_weights_of_the_whole_batch(make_model, copy_of, make_pairs,
+                                                                   accumulate):
+    reference, logs, policies = make_model(spread=1), [], []
     for parts in (1, accumulate):
-        policy, losses, _ = dpo_train(copy_of(reference), reference, make_pairs(30), 2, 1e-4, batch_size=10,
-                                      accumulate=parts, precision="float32")
+        policy, losses, _ = dpo_train(copy_of(reference), reference, make_pairs(30), 2, 1e-4, 0.1,
+                                      batch_size=10, accumulate=parts, precision="float32")
         policies.append(policy)
         logs.append(losses)
     for whole, parts in zip(policies[0].parameters(), policies[1].parameters(), strict=True):
@@ -121,44 +118,69 @@ def test_accumulated_gradients_give_the_weights_of_the_whole_batch(make_model, c
     assert logs[1] == pytest.approx(logs[0], abs=1e-5)
 
 
-def test_same_seed_same_bits_and_another_seed_others(make_model, copy_of, make_pairs, weights_equal):
+def test_same_seed_same_bits_and_another_seed_others(make_model, copy_of, make_pairs,
+                                                     weights_equal):
     reference = make_model()
-    policies = [dpo_train(copy_of(reference), reference, make_pairs(30), 2, batch_size=8, seed=seed)[0]
+    policies = [dpo_train(copy_of(reference), reference, make_pairs(30), 2, batch_size=8,
+                          seed=seed)[0]
                 for seed in (0, 0, 1)]
-    assert weights_equal(policies[0], policies[1]) and not weights_equal(policies[0], policies[2])
+    assert weights_equal(policies[0], policies[1])
+    assert not weights_equal(policies[0], policies[2])
 
 
-def test_resumed_dpo_repeats_the_unbroken_run_bit_for_bit(make_model, copy_of, make_pairs, check_resume):
+def test_resumed_dpo_repeats_the_unbroken_run_bit_for_bit(make_model, copy_of, make_pairs,
+                                                          check_resume):
     reference = make_model()
 
     def train(out, resume):
-        return dpo_train(copy_of(reference), reference, make_pairs(40), 2, 1e-3, batch_size=10, save_every=2, out=out,
-                         resume=resume)[0]
+        return dpo_train(copy_of(reference), reference, make_pairs(40), 2, 1e-3, 0.1,
+                         batch_size=10, save_every=2, out=out, resume=resume)[0]
     check_resume(train)
 
 
 def test_logged_metrics_carry_trls_names(make_model, copy_of, make_pairs, tmp_path):
     reference = make_model()
     dpo_train(copy_of(reference), reference, make_pairs(10), 1, out=str(tmp_path))
-    assert {"loss", "grad_norm", "learning_rate", "epoch", "global_step", "num_tokens", "rewards/chosen",
-            "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected"} \
-        <= read_history(tmp_path).keys()
+    names = {"loss", "grad_norm", "learning_rate", "epoch", "global_step", "num_tokens",
+             "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies",
+             "logps/chosen", "logps/rejected"}
+    assert names <= read_history(tmp_path).keys()
 
 
 def test_bfloat16_trains(polite_and_rude, copy_of):
     reference, pairs = polite_and_rude
-    policy, _, _ = dpo_train(copy_of(reference), reference, pairs[:200], 3, lr=1e-3, batch_size=20,
-                               precision="bfloat16")
+    policy, _, _ = dpo_train(copy_of(reference), reference, pairs[:200], **RECIPE,
+                             precision="bfloat16")
     assert evaluate_preference_accuracy(policy, reference, pairs[200:]) > 0.9
 
 
 def test_seeds_spelling_is_accepted(make_model, copy_of, make_pairs, weights_equal):
     reference, rows = make_model(), make_pairs(10)
-    renamed = [{"prompt": r["prompt"], "preferred": r["chosen"], "dispreferred": r["rejected"]} for r in rows]
-    assert weights_equal(*(dpo_train(copy_of(reference), reference, data, 1)[0] for data in (rows, renamed)))
+    renamed = [{"prompt": row["prompt"], "preferred": row["chosen"],
+                "dispreferred": row["rejected"]} for row in rows]
+    policies = [dpo_train(copy_of(reference), reference, data, 1)[0] for data in (rows, renamed)]
+    assert weights_equal(*policies)
 
 
-# --- bad input --------------------------------------------------------------------------------------------------------
+# --- defaults -------------------------------------------------------------------------------------
+
+
+def test_without_settings_it_does_what_the_command_does(make_model, copy_of, make_pairs,
+                                                        weights_equal):
+    reference, rows = make_model(), make_pairs(40)
+    (command,) = parse("", [], DPOConfig)
+    policy, losses, margins = dpo_train(copy_of(reference), reference, rows)
+    as_commanded, *expected = dpo_train(copy_of(reference), reference, rows, **vars(command))
+    assert weights_equal(policy, as_commanded) and [losses, margins] == expected
+
+
+def test_defaults_are_those_of_the_config():
+    parameters = inspect.signature(dpo_train).parameters
+    for name in ("num_epochs", "lr", "beta"):
+        assert parameters[name].default == getattr(DPOConfig(), name)
+
+
+# --- bad input ------------------------------------------------------------------------------------
 
 
 def test_the_same_object_as_policy_and_reference_raises(make_model, make_pairs):

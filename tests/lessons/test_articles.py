@@ -1,4 +1,4 @@
-"""The articles say what their scripts said and what the code is; their links, names and options are there."""
+"""The articles say what their scripts said and what the code is; what they name exists."""
 
 import ast
 import json
@@ -13,8 +13,8 @@ from lessons.articles import ROOT, render, slug
 from lessons.course import LESSONS, SCRIPTS, fingerprint, names, results_of
 
 ARTICLES = [LESSONS / name / "README.md" for name in names()] + [LESSONS / "README.md"]
-SECTIONS = ["The question", "The idea", "The derivation", "The code", "Run it", "What to look for", "What breaks, and why",
-            "Exercises", "Further reading"]
+SECTIONS = ["The question", "The idea", "The derivation", "The code", "Run it", "What to look for",
+            "What breaks, and why", "Exercises", "Further reading"]
 PACKAGES = ("minigpt", "data", "sft", "reward", "ppo", "dpo", "lessons", "tests")
 of_every_article = pytest.mark.parametrize("path", ARTICLES, ids=lambda path: path.parent.name)
 of_every_lesson = pytest.mark.parametrize("name", names())
@@ -35,10 +35,12 @@ def anchors(path: Path) -> set[str]:
 def in_the_code(pattern: str) -> set[str]:
     """Whatever fits this pattern in the Python files of the project."""
     sources = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
-    return {found for path in sources for found in re.findall(pattern, path.read_text(encoding="utf-8"))}
+    return {found for path in sources
+            for found in re.findall(pattern, path.read_text(encoding="utf-8"))}
 
 
-NAMES, FILES = r"[\w/]+", r"[\w-]+\.\w+"  # of functions, settings and metrics; of files that the code writes
+NAMES = r"[\w/]+"         # of functions, settings and metrics
+FILES = r"[\w-]+\.\w+"  # that the code writes
 
 
 @of_every_article
@@ -56,7 +58,8 @@ def test_no_line_begins_with_a_number_mark(path):
 @of_every_script
 def test_the_results_are_those_of_the_script_as_it_is(name, script):
     made_by = results_of(name)[script]["script"]
-    assert made_by == fingerprint(LESSONS / name / f"{script}.py"), f"run python -m lessons.build {name}"
+    assert made_by == fingerprint(LESSONS / name / f"{script}.py"), \
+        f"run python -m lessons.build {name}"
 
 
 @of_every_lesson
@@ -77,7 +80,8 @@ def test_every_script_runs(name, script, tmp_path, monkeypatch):
     monkeypatch.setenv("LESSONS_QUICK", "1")
     monkeypatch.setenv("LESSONS_OUT", str(tmp_path))
     runpy.run_path(str(LESSONS / name / f"{script}.py"), run_name="__main__")
-    said, in_article = json.loads((tmp_path / name / f"{script}.json").read_text(encoding="utf-8")), results_of(name)[script]
+    said = json.loads((tmp_path / name / f"{script}.json").read_text(encoding="utf-8"))
+    in_article = results_of(name)[script]
     for kind in ("numbers", "tables", "figures"):
         assert set(said[kind]) == set(in_article[kind])
 
@@ -92,14 +96,17 @@ def test_every_article_has_the_same_sections(name):
 @of_every_lesson
 def test_every_figure_is_there_and_shown(name):
     made = {figure for results in results_of(name).values() for figure in results["figures"]}
-    shown = set(re.findall(r"<!-- figure (\w+) -->", (LESSONS / name / "README.md").read_text(encoding="utf-8")))
-    files = {path.stem for kind in ("svg", "png") for path in (LESSONS / name / "figures").glob(f"*.{kind}")}
+    article = (LESSONS / name / "README.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"<!-- figure (\w+) -->", article))
+    files = {path.stem for kind in ("svg", "png")
+             for path in (LESSONS / name / "figures").glob(f"*.{kind}")}
     assert made == shown == files
 
 
 @of_every_article
 def test_every_link_leads_somewhere(path):
-    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", without_code(path.read_text(encoding="utf-8"))):
+    text = without_code(path.read_text(encoding="utf-8"))
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
         file, _, anchor = link.partition("#")
         target = (path.parent / file).resolve() if file else path
         assert target.exists(), link

@@ -1,4 +1,7 @@
-"""Every stage's command, from data to report, on a little data: what it writes and the truths of its first step."""
+"""Every stage's command, from data to report, on a little data.
+
+What it writes, and the truths of its first step.
+"""
 
 import json
 import math
@@ -28,8 +31,8 @@ def folder(tmp_path_factory):
     sft.main.main(["--out", str(folder / "sft"), *LITTLE])
     start = ["--init", str(folder / "sft" / "model.pt")]
     reward.main.main(["--out", str(folder / "reward"), "--num-epochs", "1", *start, *LITTLE])
-    ppo.main.main(["--out", str(folder / "ppo"), "--num-episodes", "2", "--batch-size", "16", *start,
-                   "--reward", str(folder / "reward" / "model.pt"), *LITTLE])
+    ppo.main.main(["--out", str(folder / "ppo"), "--num-episodes", "2", "--batch-size", "16",
+                   *start, "--reward", str(folder / "reward" / "model.pt"), *LITTLE])
     dpo.main.main(["--out", str(folder / "dpo"), "--num-epochs", "1", *start, *LITTLE])
     return folder
 
@@ -42,10 +45,12 @@ def summary_of(folder, stage):
 def test_command_writes_config_metrics_model_and_summary(folder, stage):
     summary = summary_of(folder, stage)
     assert summary["seconds"] > 0 and summary["peak_memory_mb"] > 0
-    assert all(isinstance(value, int | float) and math.isfinite(value) for value in summary.values())  # flat
+    assert all(isinstance(value, int | float) for value in summary.values())  # flat
+    assert all(math.isfinite(value) for value in summary.values())
     config = json.loads((folder / stage / "config.json").read_text())
     assert (config["seed"], config["max_new_tokens"], config["heldout_rows"]) == (0, 8, 64)
-    lines = [json.loads(line) for line in (folder / stage / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line)
+             for line in (folder / stage / "metrics.jsonl").read_text().splitlines()]
     assert [line["global_step"] for line in lines] == list(range(1, len(lines) + 1))
     model = load_checkpoint(folder / stage / "model.pt")
     assert type(model).__name__ == ("RewardModel" if stage == "reward" else "MiniGPT")
@@ -62,7 +67,8 @@ def test_reward_command_reports_bayes_and_calibration(folder):
     summary = summary_of(folder, "reward")
     share, bayes = summary["accuracy_relative_to_bayes"], summary["bayes_accuracy"]
     assert share * bayes == pytest.approx(summary["accuracy_heldout"]) and 0.5 < bayes < 1
-    assert sum(b["pairs"] for b in json.loads((folder / "reward" / "calibration.json").read_text())) == 64
+    calibration = json.loads((folder / "reward" / "calibration.json").read_text())
+    assert sum(b["pairs"] for b in calibration) == 64
 
 
 def test_ppo_command_starts_at_ratio_1_and_kl_0(folder):
@@ -80,8 +86,9 @@ def test_dpo_command_starts_at_log_2_and_margin_0(folder):
 
 def test_dpo_command_trains_on_ones_own_file(tmp_path, folder, make_pairs, capsys):
     save_jsonl(make_pairs(40), tmp_path / "mine.jsonl")
-    dpo.main.main(["--data", str(tmp_path / "mine.jsonl"), "--init", str(folder / "sft" / "model.pt"), "--out",
-                   str(tmp_path / "dpo"), "--samples", "1", "--max-new-tokens", "8", "--num-epochs", "3"])
+    dpo.main.main(["--data", str(tmp_path / "mine.jsonl"),
+                   "--init", str(folder / "sft" / "model.pt"), "--out", str(tmp_path / "dpo"),
+                   "--samples", "1", "--max-new-tokens", "8", "--num-epochs", "3"])
     summary = json.loads((tmp_path / "dpo" / "summary.json").read_text())
     assert summary["preference_accuracy_heldout"] > 0.6 and "true_reward" not in summary
     printed = capsys.readouterr().out
@@ -96,9 +103,11 @@ def test_a_bad_file_ends_the_command_with_its_line(tmp_path, folder):
 
 
 @pytest.mark.parametrize("sent, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_command_saves_says_where_and_goes_on_to_the_same_end(folder, tmp_path, sent, code):
+def test_a_stopped_command_saves_says_where_and_continues_to_the_same_end(folder, tmp_path, sent,
+                                                                          code):
     command = [sys.executable, "-m", "sft.main", "--out", str(tmp_path / "sft"), *LITTLE]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as many threads as the run to compare with
+    # as many threads as the run to compare with
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     log = tmp_path / "sft" / "metrics.jsonl"
     while started.poll() is None and not (log.exists() and log.read_bytes()):
@@ -106,8 +115,10 @@ def test_a_stopped_command_saves_says_where_and_goes_on_to_the_same_end(folder, 
     started.send_signal(sent)
     printed, _ = started.communicate(timeout=60)
     assert started.returncode == code
-    assert f"saved in {tmp_path / 'sft' / 'state.pt'}: the same command with --resume goes on" in printed
-    assert len(log.read_text().splitlines()) < len((folder / "sft" / "metrics.jsonl").read_text().splitlines())
+    state = tmp_path / "sft" / "state.pt"
+    assert f"saved in {state}: the same command with --resume continues" in printed
+    unbroken = folder / "sft" / "metrics.jsonl"
+    assert len(log.read_text().splitlines()) < len(unbroken.read_text().splitlines())
     subprocess.run([*command, "--resume"], check=True, stdout=subprocess.DEVNULL, env=environment)
     for name in ("metrics.jsonl", "model.pt"):
         assert (tmp_path / "sft" / name).read_bytes() == (folder / "sft" / name).read_bytes()

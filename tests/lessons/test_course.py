@@ -8,9 +8,10 @@ import lessons.articles
 from lessons.__main__ import main
 from lessons.articles import excerpt, render, run_time, slug
 from lessons.course import find, fingerprint, names, results_of, spread
-from minigpt.cli import UserError
+from minigpt.errors import UserError
 
-RESULTS = {"numbers": {"accuracy": "0.93 ± 0.01"}, "tables": {"sweep": [["beta", "KL"], ["0.1", "2|3"]]},
+RESULTS = {"numbers": {"accuracy": "0.93 ± 0.01"},
+           "tables": {"sweep": [["beta", "KL"], ["0.1", "2|3"]]},
            "figures": {"margins": "Near pi* the margin grows."}}
 
 
@@ -21,7 +22,8 @@ def article(tmp_path, monkeypatch):
 
 
 def test_marks_are_filled_and_filling_twice_changes_nothing(article):
-    article.write_text("It is <!-- = accuracy -->old<!-- / -->.\n\n<!-- table sweep --><!-- / -->\n\n"
+    article.write_text("It is <!-- = accuracy -->old<!-- / -->.\n\n"
+                       "<!-- table sweep --><!-- / -->\n\n"
                        "<!-- figure margins --><!-- / -->\n", encoding="utf-8")
     once = render(article)
     assert "It is <!-- = accuracy -->0.93 ± 0.01<!-- / -->." in once
@@ -31,16 +33,18 @@ def test_marks_are_filled_and_filling_twice_changes_nothing(article):
     assert render(article) == once
 
 
-@pytest.mark.parametrize("mark", ["= nothing", "table nothing", "figure nothing", "code dpo/loss.py no_such_function",
-                                  "code no/such/file.py x", 'code dpo/loss.py "no such line" "loss"'])
-def test_a_mark_that_asks_for_what_is_not_there_is_an_error_that_names_it(article, mark):
+@pytest.mark.parametrize("mark", [
+    "= nothing", "table nothing", "figure nothing", "code dpo/loss.py no_such_function",
+    "code no/such/file.py x", 'code dpo/loss.py "no such line" "loss"'])
+def test_a_marker_of_something_that_does_not_exist_is_an_error_that_names_it(article, mark):
     article.write_text(f"<!-- {mark} --><!-- / -->", encoding="utf-8")
-    with pytest.raises(ValueError, match="asks for what is not there"):
+    with pytest.raises(ValueError, match="refers to something that does not exist"):
         render(article)
 
 
 def test_an_excerpt_is_the_function_without_its_docstring(tmp_path):
-    source = 'class A:\n    def f(self):\n        """Say\n        why."""\n        return 1  # one\n'
+    source = ('class A:\n    def f(self):\n        """Say\n        why."""\n'
+              '        return 1  # one\n')
     (tmp_path / "code.py").write_text(source, encoding="utf-8")
     text = excerpt(tmp_path / "README.md", "code.py", "A.f")
     assert "[code.py](code.py#L2-L5)" in text and "def f(self):\n    return 1  # one\n" in text
@@ -48,7 +52,8 @@ def test_an_excerpt_is_the_function_without_its_docstring(tmp_path):
 
 def test_an_excerpt_may_go_from_one_line_to_another(tmp_path):
     (tmp_path / "code.py").write_text("a = 1\n    b = 2\n    c = 3\nd = 4\n", encoding="utf-8")
-    assert "```python\nb = 2\nc = 3\n```" in excerpt(tmp_path / "README.md", "code.py", "b =", "c =")
+    text = excerpt(tmp_path / "README.md", "code.py", "b =", "c =")
+    assert "```python\nb = 2\nc = 3\n```" in text
 
 
 def test_several_values_become_mean_and_spread():

@@ -20,13 +20,15 @@ def test_frontier_is_the_closed_form_of_the_tilted_distribution():
         assert float(frontier.kls[i]) == pytest.approx(kl, abs=1e-6)
         log_z = float((ref * (r / beta).exp()).sum().log()) if beta > 0.05 else None
         if log_z is not None:
-            assert float(frontier.kls[i]) == pytest.approx(float((pi * r).sum()) / beta - log_z, abs=1e-6)
+            expected = float((pi * r).sum()) / beta - log_z
+            assert float(frontier.kls[i]) == pytest.approx(expected, abs=1e-6)
 
 
 def test_frontier_ends_where_only_the_best_samples_are_left():
     frontier = Frontier(REWARDS)
     assert float(frontier.rewards[-1]) == pytest.approx(2.0, abs=1e-9)
-    assert float(frontier.kls[-1]) == pytest.approx(math.log(8 / 2), abs=1e-6)  # two of eight are best
+    # two of eight are best
+    assert float(frontier.kls[-1]) == pytest.approx(math.log(8 / 2), abs=1e-6)
     assert frontier.start == pytest.approx(float(REWARDS.mean()))
 
 
@@ -59,26 +61,30 @@ def test_reward_at_reads_between_the_points_and_stays_inside_the_ends():
     assert frontier.reward_at(0.0) == frontier.start
     assert frontier.reward_at(99.0) == float(frontier.rewards[-1])
     middle = float(frontier.kls[80] + frontier.kls[81]) / 2
-    assert frontier.reward_at(middle) == pytest.approx(float(frontier.rewards[80] + frontier.rewards[81]) / 2)
+    expected = float(frontier.rewards[80] + frontier.rewards[81]) / 2
+    assert frontier.reward_at(middle) == pytest.approx(expected)
 
 
 def test_share_of_gain_is_one_on_the_frontier_zero_at_the_start_and_undefined_without_kl():
     frontier = Frontier(REWARDS)
-    assert frontier.share_of_gain(float(frontier.rewards[100]), float(frontier.kls[100])) == pytest.approx(1.0)
+    reward, kl = float(frontier.rewards[100]), float(frontier.kls[100])
+    assert frontier.share_of_gain(reward, kl) == pytest.approx(1.0)
     assert frontier.share_of_gain(frontier.start, 0.5) == 0.0
     assert math.isnan(frontier.share_of_gain(1.0, 0.0))
 
 
 def test_prompts_are_averaged_not_pooled():
     two = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
-    frontier = Frontier(two)  # no answer is better than another to the same prompt: nothing can be gained
+    # no answer is better than another to the same prompt: nothing can be gained
+    frontier = Frontier(two)
     assert float(frontier.rewards.max()) == pytest.approx(0.5)
     assert float(frontier.kls.max()) == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize("n", [2, 4, 16])
 def test_kl_of_best_of_n_without_ties_is_the_known_formula(n):
-    assert best_of_n_kl(torch.arange(4000.0), n) == pytest.approx(math.log(n) - (n - 1) / n, abs=0.01)
+    expected = math.log(n) - (n - 1) / n
+    assert best_of_n_kl(torch.arange(4000.0), n) == pytest.approx(expected, abs=0.01)
     assert best_of_n_kl(torch.arange(4000.0), 1) == pytest.approx(0.0, abs=1e-9)
 
 

@@ -1,4 +1,7 @@
-"""The two call sequences of the lessons that this library replaces run as printed, their import lines renamed."""
+"""The two call sequences of the lessons that this library replaces run as printed.
+
+Only their import lines are renamed.
+"""
 
 import math
 
@@ -26,7 +29,7 @@ beta=0.1,
 pre_acc = evaluate_preference_accuracy(sft_model, reference, PREFERENCE_DATA)
 post_acc = evaluate_preference_accuracy(policy, reference, PREFERENCE_DATA)
 print(f"Accuracy before DPO: {pre_acc:.1%}, after DPO: {post_acc:.1%}")
-'''
+'''  # noqa: E501 (as printed)
 
 RLHF_LESSON = '''
 # Load the MiniGPT model (SFT checkpoint)
@@ -52,7 +55,7 @@ lr=1.5e-5,
 kl_coeff=0.02,
 )
 print(f"Final KL divergence: {kls[-1]:.4f}")
-'''
+'''  # noqa: E501 (as printed)
 
 
 def test_dpo_lesson_runs_as_printed_and_learns(capsys, weights_equal, weights_of):

@@ -6,36 +6,38 @@ Trains a small model of the stage in float32 on 30 pairs and saves it.
 """
 
 import argparse
+import copy
 import os
 
 import torch
 
 from dpo import dpo_train
-from minigpt import MiniGPT, copy_model_weights, distributed
+from minigpt import MiniGPT, distributed
 from minigpt.checkpoint import save_checkpoint
-from minigpt.cli import run
-from minigpt.training import TrainingRun
+from minigpt.command import run_command
+from minigpt.log import MetricLog
 from ppo import ppo_training
 from reward import RewardModel, train_reward_model
 from sft import sft_train
 
 SMALL = {"embed_dim": 32, "num_heads": 2, "num_layers": 2, "max_seq_len": 64, "ff_dim": 64}
-PAIRS = [{"prompt": f"{n}?", "chosen": f"{n} " + "thanks " * (n % 4 + 1), "rejected": f"{n} no"} for n in range(30)]
+PAIRS = [{"prompt": f"{n}?", "chosen": f"{n} " + "thanks " * (n % 4 + 1), "rejected": f"{n} no"}
+         for n in range(30)]
 
 
 def train(stage: str, options: dict) -> torch.nn.Module:
-    model, reference = MiniGPT(**SMALL), MiniGPT(**SMALL)
-    copy_model_weights(model, reference)
+    model = MiniGPT(**SMALL)
+    reference = copy.deepcopy(model)
     if stage == "sft":
         rows = [{"prompt": row["prompt"], "response": row["chosen"]} for row in PAIRS]
         return sft_train(model, rows, 3, 1e-3, accumulate=2, **options)[0]
     if stage == "reward":
         return train_reward_model(RewardModel.from_policy(model), PAIRS, 3, 1e-3, **options)[0]
     if stage == "dpo":
-        return dpo_train(model, reference, PAIRS, 3, 1e-3, **options)[0]
+        return dpo_train(model, reference, PAIRS, 3, 1e-3, beta=0.1, **options)[0]
     prompts = [row["prompt"] for row in PAIRS]
-    return ppo_training(model, reference, RewardModel(**SMALL), prompts, 4, 1e-3, minibatch_size=4, max_new_tokens=8,
-                        **options)[0]
+    return ppo_training(model, reference, RewardModel(**SMALL), prompts, 4, 1e-3, kl_coeff=0.02,
+                        minibatch_size=4, max_new_tokens=8, **options)[0]
 
 
 def main() -> None:
@@ -51,15 +53,16 @@ def main() -> None:
     torch.manual_seed(0)
     distributed.start("cpu")
     if options.die_at is not None:
-        log = TrainingRun.log
+        write, last = MetricLog.write, distributed.world_size() - 1
 
-        def log_and_die(self, metrics):
-            log(self, metrics)
-            if self.step == options.die_at and distributed.rank() == distributed.world_size() - 1:
-                os._exit(9)  # as if the machine had taken it
-        TrainingRun.log = log_and_die
-    model = train(options.stage, {"batch_size": options.batch_size, "precision": "float32", "out": options.out,
-                                  "save_every": 1, "resume": options.resume, "shard": options.shard})
+        def write_and_die(self, metrics):
+            write(self, metrics)
+            if self.last("global_step") == options.die_at and distributed.rank() == last:
+                os._exit(9)  # as if the machine had failed
+        MetricLog.write = write_and_die
+    model = train(options.stage, {"batch_size": options.batch_size, "precision": "float32",
+                                  "out": options.out, "save_every": 1, "resume": options.resume,
+                                  "shard": options.shard})
     print("only the first process is heard")
     if distributed.rank() == 0:
         save_checkpoint(model, f"{options.out}/model.pt")
@@ -68,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

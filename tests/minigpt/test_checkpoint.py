@@ -27,8 +27,10 @@ def test_malicious_class_does_run_where_code_is_run(tmp_path):
 
 
 def contents_with(bad):
-    return {"bare": bad, "in a weight": {"format": FORMAT, "model": "MiniGPT", "settings": {}, "weights": {"a": bad}},
-            "in a setting": {"format": FORMAT, "model": "MiniGPT", "settings": {"ff_dim": bad}, "weights": {}}}
+    def checkpoint(settings, weights):
+        return {"format": FORMAT, "model": "MiniGPT", "settings": settings, "weights": weights}
+    return {"bare": bad, "in a weight": checkpoint({}, {"a": bad}),
+            "in a setting": checkpoint({"ff_dim": bad}, {})}
 
 
 @pytest.mark.parametrize("load", [load_checkpoint, load_state])
@@ -48,7 +50,8 @@ def test_malicious_file_is_refused_by_name_and_never_run(tmp_path, load, where, 
 
 @pytest.mark.parametrize("kind", ["MiniGPT", "RewardModel"])
 def test_model_survives_save_and_load(tmp_path, make_model, make_reward, weights_equal, kind):
-    model = (make_model if kind == "MiniGPT" else make_reward)(num_heads=4, max_seq_len=48).train()
+    make = make_model if kind == "MiniGPT" else make_reward
+    model = make(num_heads=4, max_seq_len=48).train()
     save_checkpoint(model, tmp_path / "sub" / "model.pt")
     loaded = load_checkpoint(str(tmp_path / "sub" / "model.pt"))
     assert type(loaded).__name__ == kind
@@ -61,10 +64,10 @@ def test_model_survives_save_and_load(tmp_path, make_model, make_reward, weights
 
 def test_truncated_file_is_refused_by_name(tmp_path, make_model):
     save_checkpoint(make_model(), tmp_path / "whole.pt")
-    whole, path = (tmp_path / "whole.pt").read_bytes(), tmp_path / "cut.pt"
+    whole, path = (tmp_path / "whole.pt").read_bytes(), tmp_path / "truncated.pt"
     for share in (0.0, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999):
         path.write_bytes(whole[:int(share * len(whole))])
-        with pytest.raises(ValueError, match=r"cut\.pt"):
+        with pytest.raises(ValueError, match=r"truncated\.pt"):
             load_checkpoint(path)
 
 
@@ -74,9 +77,10 @@ def test_damaged_file_is_refused_by_name_or_read_rightly(tmp_path, make_model):
     rng, refused = random.Random(0), 0
     for _ in range(60):
         bad = bytearray(whole)
-        start = rng.choice([rng.randrange(2000), rng.randrange(len(bad)), len(bad) - 1 - rng.randrange(2000)])
-        for place in range(start, min(start + 8, len(bad))):
-            bad[place] = rng.randrange(256)
+        start = rng.choice([rng.randrange(2000), rng.randrange(len(bad)),
+                            len(bad) - 1 - rng.randrange(2000)])
+        for i in range(start, min(start + 8, len(bad))):
+            bad[i] = rng.randrange(256)
         path.write_bytes(bad)
         try:
             load_checkpoint(path)
@@ -86,8 +90,9 @@ def test_damaged_file_is_refused_by_name_or_read_rightly(tmp_path, make_model):
     assert refused > 20
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04", b"\x80\x04}.", b"\x80\x02.", bytes(range(256)) * 40,
-                                     b'{"format": "minigpt-1"}', b"\x93NUMPY"])
+@pytest.mark.parametrize("content", [
+    b"", b"hello", b"PK\x03\x04", b"\x80\x04}.", b"\x80\x02.", bytes(range(256)) * 40,
+    b'{"format": "minigpt-1"}', b"\x93NUMPY"])
 def test_foreign_file_is_refused_by_name(tmp_path, content):
     path = tmp_path / "foreign.pt"
     path.write_bytes(content)
@@ -96,8 +101,8 @@ def test_foreign_file_is_refused_by_name(tmp_path, content):
 
 
 @pytest.mark.parametrize("content", [
-    [1, 2], {"a": 1}, torch.zeros(3), {"format": "minigpt-9", "model": "MiniGPT"}, {"state_dict": {}},
-    {"format": FORMAT, "model": "GPT5", "settings": {}, "weights": {}}])
+    [1, 2], {"a": 1}, torch.zeros(3), {"format": "minigpt-9", "model": "MiniGPT"},
+    {"state_dict": {}}, {"format": FORMAT, "model": "GPT5", "settings": {}, "weights": {}}])
 def test_a_foreign_torch_file_is_refused_by_name(tmp_path, content):
     torch.save(content, tmp_path / "foreign.pt")
     with pytest.raises(ValueError, match=r"foreign\.pt"):
@@ -105,14 +110,19 @@ def test_a_foreign_torch_file_is_refused_by_name(tmp_path, content):
 
 
 @pytest.mark.parametrize("change", [
-    lambda state: state.pop("model"), lambda state: state.pop("weights"), lambda state: state.pop("settings"),
-    lambda state: state.update(settings={"width": 7}), lambda state: state.update(settings={"embed_dim": "big"}),
+    lambda state: state.pop("model"),
+    lambda state: state.pop("weights"),
+    lambda state: state.pop("settings"),
+    lambda state: state.update(settings={"width": 7}),
+    lambda state: state.update(settings={"embed_dim": "big"}),
     lambda state: state.update(weights=[1, 2]),
     lambda state: state["weights"].update({"final_norm.bias": 7})],
-    ids=["no model", "no weights", "no settings", "other settings", "bad setting", "weights no dict",
-         "weight no tensor"])
-def test_a_file_with_the_mark_but_another_content_is_refused_by_name(tmp_path, make_model, small, change):
-    state = {"format": FORMAT, "model": "MiniGPT", "settings": small, "weights": make_model().state_dict()}
+    ids=["no model", "no weights", "no settings", "other settings", "bad setting",
+         "weights no dict", "weight no tensor"])
+def test_a_file_of_our_format_but_other_content_is_refused_by_name(tmp_path, make_model, small,
+                                                                   change):
+    state = {"format": FORMAT, "model": "MiniGPT", "settings": small,
+             "weights": make_model().state_dict()}
     change(state)
     save_state(state, tmp_path / "odd.pt")
     with pytest.raises(ValueError, match=r"odd\.pt"):
@@ -121,23 +131,25 @@ def test_a_file_with_the_mark_but_another_content_is_refused_by_name(tmp_path, m
 
 @pytest.mark.parametrize(("change", "message"), [
     (lambda weights: weights.pop("head.weight"), "'head.weight' is missing"),
-    (lambda weights: weights.update({"head.weight": torch.zeros(1, 7)}), r"'head.weight' has shape \(1, 7\)"),
+    (lambda weights: weights.update({"head.weight": torch.zeros(1, 7)}),
+     r"'head.weight' has shape \(1, 7\)"),
     (lambda weights: weights.update(extra=torch.zeros(1)), "'extra'.*no such weight"),
-    (lambda weights: weights.pop("trunk.final_norm.bias"), "'trunk.final_norm.bias' is missing")])
+    (lambda weights: weights.pop("trunk.final_norm.bias"),
+     "'trunk.final_norm.bias' is missing")])
 def test_missing_or_odd_weight_is_named_with_the_file(tmp_path, make_reward, change, message):
     model = make_reward()
     weights = model.state_dict()
     change(weights)
-    save_state({"format": FORMAT, "model": "RewardModel", "settings": model.settings, "weights": weights},
-               tmp_path / "reward.pt")
+    save_state({"format": FORMAT, "model": "RewardModel", "settings": model.settings,
+                "weights": weights}, tmp_path / "reward.pt")
     with pytest.raises(ValueError, match=r"reward\.pt.*" + message):
         load_checkpoint(tmp_path / "reward.pt")
 
 
 def test_language_model_saved_as_a_reward_model_is_refused(tmp_path, make_model):
     model = make_model()
-    save_state({"format": FORMAT, "model": "RewardModel", "settings": model.settings, "weights": model.state_dict()},
-               tmp_path / "x.pt")
+    save_state({"format": FORMAT, "model": "RewardModel", "settings": model.settings,
+                "weights": model.state_dict()}, tmp_path / "x.pt")
     with pytest.raises(ValueError, match=r"x\.pt"):
         load_checkpoint(tmp_path / "x.pt")
 

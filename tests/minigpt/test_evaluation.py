@@ -5,9 +5,16 @@ import pytest
 import torch
 
 from minigpt import Response, generate
-from minigpt.batching import tokenize_prompt
-from minigpt.evaluation import distinct_n, kl_to_reference, repetition, sample_answers, signs_of_collapse, text_measures
-from minigpt.logprobs import exact_kl
+from minigpt.evaluation import (
+    distinct_n,
+    kl_to_reference,
+    repetition,
+    sample_responses,
+    signs_of_collapse,
+    text_measures,
+)
+from minigpt.examples import tokenize_prompt
+from minigpt.kl import exact_kl
 
 
 def test_distinct_n_by_hand():
@@ -24,44 +31,49 @@ def test_repetition_by_hand():
 
 def test_text_measures_by_hand():
     measures = text_measures([Response("é b", [1], True), Response("a", [1], False)])
-    assert measures == {"finished_share": 0.5, "response_bytes": 2.5, "distinct_2": 1.0, "repetition": 0.0}
+    assert measures == {"finished_share": 0.5, "response_bytes": 2.5, "distinct_2": 1.0,
+                        "repetition": 0.0}
 
 
 def test_samples_stand_beside_their_prompts(reciter, recited):
     answers = {row["prompt"]: row["response"] for row in recited}
-    prompts, responses = sample_answers(reciter, list(answers), 3, 40, seed=0)
+    prompts, responses = sample_responses(reciter, list(answers), 3, 40, seed=0)
     assert prompts == [prompt for prompt in answers for _ in range(3)]
-    right = [response.text == answers[prompt] for prompt, response in zip(prompts, responses, strict=True)]
+    right = [response.text == answers[prompt]
+             for prompt, response in zip(prompts, responses, strict=True)]
     assert sum(right) > 0.8 * len(right)
 
 
 def test_kl_to_oneself_is_zero(make_model, copy_of):
     model = make_model()
-    prompts, responses = sample_answers(model, ["a", "bcd"], 4, 10, seed=0)
-    assert all(abs(kl) < 1e-5 for kl in kl_to_reference(model, copy_of(model), prompts, responses).values())
+    prompts, responses = sample_responses(model, ["a", "bcd"], 4, 10, seed=0)
+    found = kl_to_reference(model, copy_of(model), prompts, responses)
+    assert all(abs(kl) < 1e-5 for kl in found.values())
 
 
 def test_kl_of_one_token_answers_is_that_of_the_two_softmaxes(make_model):
     policy, reference = make_model(1), make_model(2)
     ids = torch.tensor([tokenize_prompt("hi", 64)])
     expected = float(exact_kl(policy(ids)[0, -1], reference(ids)[0, -1]).detach())
-    found = kl_to_reference(policy, reference, ["hi"] * 5, generate(policy, ["hi"] * 5, 1, seed=0))
+    prompts = ["hi"] * 5
+    found = kl_to_reference(policy, reference, prompts, generate(policy, prompts, 1, seed=0))
     assert found["kl_nats_per_response"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_sampled_and_exact_kl_agree_within_the_noise(make_model):
     policy, reference = make_model(1, spread=5), make_model(2, spread=5)
-    n = 2000
-    found = kl_to_reference(policy, reference, ["hi"] * n, generate(policy, ["hi"] * n, 4, seed=0))
-    assert found["kl_nats_per_response"] > 1
-    assert abs(found["kl_sampled_nats_per_response"] - found["kl_nats_per_response"]) < 10 / math.sqrt(n)
+    prompts = ["hi"] * 2000
+    found = kl_to_reference(policy, reference, prompts, generate(policy, prompts, 4, seed=0))
+    exact, sampled = found["kl_nats_per_response"], found["kl_sampled_nats_per_response"]
+    assert exact > 1
+    assert abs(sampled - exact) < 10 / math.sqrt(len(prompts))
 
 
 @pytest.mark.parametrize(("figures", "words"), [
     ({"kl_nats_per_response": 30.0}, r"30 nats.*halve --lr.*--beta.*--kl-coeff"),
-    ({"repetition": 0.8}, r"80% of every answer repeats.*halve --lr"),
-    ({"finished_share": 0.1}, r"only 10% of the answers end.*--max-new-tokens")])
-def test_a_collapse_is_told_in_words_that_say_what_to_change(figures, words):
+    ({"repetition": 0.8}, r"80% of an average response repeats.*halve --lr"),
+    ({"finished_share": 0.1}, r"only 10% of the responses end.*--max-new-tokens")])
+def test_a_collapse_is_reported_in_words_that_say_what_to_change(figures, words):
     well = {"kl_nats_per_response": 2.0, "repetition": 0.01, "finished_share": 1.0}
     assert signs_of_collapse(well) == signs_of_collapse({}) == []
     (sign,) = signs_of_collapse({**well, **figures})

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from minigpt import EOS, decode, generate, sequence_logps
-from minigpt.batching import NoRoomError, tokenize_prompt
-from minigpt.sampling import pick_tokens
+from minigpt.examples import NoRoomError, tokenize_prompt
+from minigpt.sampling import sample_tokens
 
 RAGGED = ["", "a?", "how are you?", "é", "tell me all about it, please", "xyz", "b?", "g?"]
 
@@ -29,7 +29,8 @@ def test_cached_greedy_equals_an_uncached_loop_for_ragged_prompts(make_model):
 def test_cached_greedy_equals_an_uncached_loop_where_rows_end_at_different_steps(reciter, recited):
     prompts = [row["prompt"] for row in recited] + RAGGED
     responses = generate(reciter, prompts, 50, greedy=True)
-    assert len({len(response.ids) for response in responses if response.finished}) >= 5  # or this would test little
+    lengths = {len(response.ids) for response in responses if response.finished}
+    assert len(lengths) >= 5  # or this would test little
     for prompt, response in zip(prompts, responses, strict=True):
         assert response.ids == slow_greedy(reciter, prompt, 50)
         assert response.finished == (response.ids[-1] == EOS)
@@ -44,7 +45,8 @@ def test_a_model_that_learned_answers_by_heart_recites_them(reciter, recited):
 def test_answers_come_in_the_order_of_the_prompts_also_beyond_one_batch(reciter, recited):
     prompts = [recited[n % 12]["prompt"] for n in range(600)]
     responses = generate(reciter, prompts, 50, greedy=True)
-    assert [response.text for response in responses] == [recited[n % 12]["response"] for n in range(600)]
+    expected = [recited[n % 12]["response"] for n in range(600)]
+    assert [response.text for response in responses] == expected
 
 
 def test_same_seed_same_answers_and_another_seed_others(make_model):
@@ -70,7 +72,8 @@ def test_max_new_tokens_is_honoured_and_such_an_answer_is_not_finished(make_mode
         for response in generate(make_model(), RAGGED, limit, greedy=True):
             assert len(response.ids) == limit or response.finished
             assert response.finished == (response.ids[-1] == EOS)
-    assert not all(response.finished for response in generate(make_model(), RAGGED, 5, greedy=True))
+    responses = generate(make_model(), RAGGED, 5, greedy=True)
+    assert not all(response.finished for response in responses)
 
 
 def test_max_seq_len_is_honoured_and_such_an_answer_is_not_finished(make_model):
@@ -79,7 +82,8 @@ def test_max_seq_len_is_honoured_and_such_an_answer_is_not_finished(make_model):
     responses = generate(model, prompts, 100, greedy=True)
     assert [len(response.ids) for response in responses] == [18, 14, 9, 1]
     assert not any(response.finished for response in responses)
-    assert torch.isfinite(sequence_logps(model, prompts, [response.ids for response in responses])).all()
+    logps = sequence_logps(model, prompts, [response.ids for response in responses])
+    assert torch.isfinite(logps).all()
 
 
 def test_text_is_the_decoded_ids(reciter):
@@ -94,7 +98,8 @@ def test_sampled_frequencies_match_the_softmax(make_model, temperature, top_k):
     if top_k is not None:
         logits[logits < logits.topk(top_k).values[-1]] = float("-inf")
     p = logits.softmax(-1).double()
-    tokens = torch.tensor([response.ids[0] for response in generate(model, ["hi"] * n, 1, temperature, top_k, seed=0)])
+    responses = generate(model, ["hi"] * n, 1, temperature, top_k, seed=0)
+    tokens = torch.tensor([response.ids[0] for response in responses])
     observed = torch.bincount(tokens, minlength=256).double()
     assert observed[p == 0].sum() == 0
     common = p * n >= 5  # the rest go into one cell
@@ -109,12 +114,14 @@ def test_sampled_frequencies_match_the_softmax(make_model, temperature, top_k):
 
 def test_later_tokens_too_are_sampled_from_the_softmax(make_model):
     model, n = make_model(), 4000
-    pairs = [tuple(response.ids) for response in generate(model, ["hi"] * n, 2, top_k=3, seed=0)]
-    first = max({pair[0] for pair in pairs}, key=[pair[0] for pair in pairs].count)
-    seconds = [pair[1] for pair in pairs if pair[0] == first]
+    responses = generate(model, ["hi"] * n, 2, top_k=3, seed=0)
+    firsts = [response.ids[0] for response in responses]
+    first = max(set(firsts), key=firsts.count)
+    seconds = [response.ids[1] for response in responses if response.ids[0] == first]
     top = model(torch.tensor([[*tokenize_prompt("hi", 64), first]]))[0, -1].detach().topk(3)
     for token, p in zip(top.indices.tolist(), top.values.softmax(-1).tolist(), strict=True):
-        assert abs(seconds.count(token) / len(seconds) - p) < 4 * (p * (1 - p) / len(seconds)) ** 0.5
+        noise = (p * (1 - p) / len(seconds)) ** 0.5
+        assert abs(seconds.count(token) / len(seconds) - p) < 4 * noise
 
 
 def test_top_k_of_one_and_a_tiny_temperature_are_greedy(make_model):
@@ -126,15 +133,18 @@ def test_top_k_of_one_and_a_tiny_temperature_are_greedy(make_model):
 
 def test_top_k_larger_than_the_vocabulary_changes_nothing():
     logits = torch.randn(3, 256)
-    picks = [pick_tokens(logits, 1.0, k, False, torch.Generator().manual_seed(0)) for k in (None, 256, 9999)]
-    assert torch.equal(picks[0], picks[1]) and torch.equal(picks[0], picks[2])
+    tokens = [sample_tokens(logits, 1.0, k, False, torch.Generator().manual_seed(0))
+              for k in (None, 256, 9999)]
+    assert torch.equal(tokens[0], tokens[1])
+    assert torch.equal(tokens[0], tokens[2])
 
 
 def test_no_prompts_no_answers(make_model):
     assert generate(make_model(), [], 5) == []
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": -1.0}, {"max_new_tokens": 0}, {"top_k": 0}])
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": -1.0},
+                                     {"max_new_tokens": 0}, {"top_k": 0}])
 def test_limits_that_are_not_positive_raise_naming_them(make_model, options):
     with pytest.raises(ValueError, match=next(iter(options))):
         generate(make_model(), ["a"], **{"max_new_tokens": 5, **options})

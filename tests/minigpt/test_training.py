@@ -1,29 +1,20 @@
 import json
 import math
 import signal
-from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
 
 from data.examples import sft_examples
 from minigpt.batching import Batches
 from minigpt.checkpoint import load_state
-from minigpt.cli import UserError
+from minigpt.errors import UserError
+from minigpt.log import MetricLog
 from minigpt.run_folder import read_history
-from minigpt.training import EpochConfig, TrainingConfig, TrainingRun
+from minigpt.settings import EpochConfig, TrainingConfig
+from minigpt.training import TrainingLoop
 from sft import sft_train
-
-
-class Weight(nn.Module):
-    """A 'model' with one matrix and one vector."""
-
-    def __init__(self, value=1.0):
-        super().__init__()
-        self.matrix = nn.Parameter(torch.full((2, 3), value))
-        self.vector = nn.Parameter(torch.full((3,), value))
 
 
 def batches_of(rows, batch_size=4):
@@ -33,80 +24,47 @@ def batches_of(rows, batch_size=4):
 ROWS = [{"prompt": "a", "response": "b" * n} for n in range(1, 9)]
 
 
-# --- the schedule -----------------------------------------------------------------------------------------------------
+def train(loop, loss_of):
+    """Make the steps of the loop, each with the loss that loss_of(token_ids) returns."""
+    for microbatches in loop.steps():
+        for batch in microbatches:
+            loss = loss_of(batch.token_ids)
+            loop.optimizer.backward(batch.weight * loss)
+            loop.log.add({"loss": loss}, batch.weight)
+        loop.log.write({"grad_norm": loop.optimizer.step()})
 
 
-def test_schedule_rises_linearly_and_falls_as_a_cosine_to_its_end():
-    run = TrainingRun({"model": Weight()}, TrainingConfig(warmup=0.1, final_lr=0.2), 100)
-    shares = [run.schedule(step) for step in range(101)]
-    assert shares[:10] == pytest.approx([(n + 1) / 10 for n in range(10)])
-    assert shares[10] == pytest.approx(1.0)
-    assert shares[55] == pytest.approx((1 + 0.2) / 2)  # half-way down
-    assert shares[100] == pytest.approx(0.2)
-    assert all(a > b for a, b in pairwise(shares[10:]))
-
-
-def test_schedule_of_a_single_step_is_the_peak():
-    assert TrainingRun({"model": Weight()}, TrainingConfig(), 1).schedule(0) == 1.0
+# --- one step ------------------------------------------------------------------------------------
 
 
 def test_logged_learning_rate_is_peak_times_schedule(make_model):
-    config = TrainingConfig(lr=3e-3, batch_size=4)
-    run = TrainingRun({"model": make_model()}, config, 8)
-    for batch in run.steps(batches_of(ROWS)):
-        run.update(run.models["model"](batch.token_ids).logsumexp(-1).mean(), {})
-    assert run.history["learning_rate"] == pytest.approx([3e-3 * run.schedule(step) for step in range(8)])
-
-
-def test_each_model_has_its_own_peak_rate():
-    models = {"policy": Weight(), "value": Weight()}
-    run = TrainingRun(models, TrainingConfig(lr=0.1, warmup=0.0), 1, lrs={"value": 0.5})
-    run.backward(sum(model.matrix.sum() + model.vector.sum() for model in models.values()))
-    run.optimizer_step()
-    for model, lr in zip(models.values(), (0.1, 0.5), strict=True):  # Adam's first step has the length of the rate
-        assert torch.allclose(1 - model.matrix, torch.tensor(lr), atol=1e-5)
-
-
-# --- one step ---------------------------------------------------------------------------------------------------------
-
-
-def test_weight_decay_pulls_matrices_and_leaves_vectors():
-    model = Weight()
-    run = TrainingRun({"model": model}, TrainingConfig(lr=0.1, weight_decay=0.5, warmup=0.0), 1)
-    run.backward(0.0 * (model.matrix.sum() + model.vector.sum()))
-    run.optimizer_step()
-    assert torch.allclose(model.matrix, torch.tensor(1 - 0.1 * 0.5))
-    assert torch.equal(model.vector, torch.ones(3))
-
-
-def test_gradient_is_clipped_and_its_length_before_clipping_is_returned():
-    model, seen = Weight(), []
-    run = TrainingRun({"model": model}, TrainingConfig(max_grad_norm=0.5), 1)
-    run.optimizer.register_step_pre_hook(
-        lambda *_: seen.append(float(torch.cat([p.grad.flatten() for p in model.parameters()]).norm())))
-    run.backward(4 * (model.matrix.sum() + model.vector.sum()))
-    assert run.optimizer_step() == pytest.approx(4 * 3.0)  # nine weights, each with gradient 4
-    assert seen == pytest.approx([0.5], abs=1e-4)
+    model = make_model()
+    loop = TrainingLoop({"model": model}, TrainingConfig(lr=3e-3), batches_of(ROWS), 8)
+    train(loop, lambda ids: model(ids).logsumexp(-1).mean())
+    expected = [3e-3 * loop.optimizer.schedule(step) for step in range(8)]
+    assert loop.log.history["learning_rate"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_a_loss_that_is_not_finite_raises_naming_the_step_and_changes_no_weight(make_model, weights_of, weights_equal,
-                                                                                bad):
-    model = make_model()
-    run = TrainingRun({"model": model}, TrainingConfig(batch_size=4), 8)
-    kept = None
+def test_a_loss_that_is_not_finite_raises_naming_the_step_and_changes_no_weight(
+        make_model, weights_of, weights_equal, bad):
+    model, kept = make_model(), {}
+    loop = TrainingLoop({"model": model}, TrainingConfig(), batches_of(ROWS), 8)
+
+    def loss_of(ids):
+        loss = model(ids).logsumexp(-1).mean()
+        if loop.step < 3:
+            return loss
+        kept.update(weights_of(model))
+        return loss * bad
     with pytest.raises(FloatingPointError, match="step 4"):
-        for batch in run.steps(batches_of(ROWS)):
-            loss = model(batch.token_ids).logsumexp(-1).mean()
-            if run.step == 3:
-                kept = weights_of(model)
-                loss = loss * bad
-            run.update(loss, {})
+        train(loop, loss_of)
     assert weights_equal(model, kept)
-    assert run.step == len(run.history["loss"]) == 3
+    assert loop.step == len(loop.log.history["loss"]) == 3
 
 
-def test_a_model_that_overflows_raises_through_the_public_loop(make_model, recited, weights_of, weights_equal):
+def test_a_model_that_overflows_raises_through_the_public_loop(make_model, recited, weights_of,
+                                                               weights_equal):
     model = make_model()
     with torch.no_grad():
         model.token_embedding.weight.mul_(1e38)
@@ -116,14 +74,20 @@ def test_a_model_that_overflows_raises_through_the_public_loop(make_model, recit
     assert weights_equal(model, kept)
 
 
-# --- the loop and its log ---------------------------------------------------------------------------------------------
+# --- the loop and its log ------------------------------------------------------------------------
 
 
-def test_every_row_is_trained_on_once_an_epoch(make_model):
-    run, seen = TrainingRun({"model": make_model()}, EpochConfig(), 6), []
-    for batch in run.steps(batches_of(ROWS, 3)):
-        seen += batch.examples.tolist()
-        run.update(run.models["model"](batch.token_ids).mean(), {})
+@pytest.mark.parametrize("whole", [True, False])
+def test_every_row_is_trained_on_once_an_epoch(make_model, whole):
+    loop = TrainingLoop({"model": make_model()}, EpochConfig(), batches_of(ROWS, 3), 6)
+    seen = []
+    if whole:
+        for batch in loop.whole_batches():
+            seen += batch.indices.tolist()
+    else:
+        for microbatches in loop.steps(accumulate=2):
+            for batch in microbatches:
+                seen += batch.indices.tolist()
     assert sorted(seen[:8]) == sorted(seen[8:]) == list(range(8))
     assert seen[:8] != seen[8:]
 
@@ -135,8 +99,9 @@ def test_log_has_one_line_a_step_and_counts_real_tokens(make_model, recited, tmp
     assert [line["loss"] for line in lines] == losses
     assert [line["global_step"] for line in lines] == list(range(1, 10))
     assert [line["epoch"] for line in lines] == pytest.approx([n / 3 for n in range(9)])
-    an_epoch = sum(len(row["prompt"].encode()) + len(row["response"].encode()) + 2 for row in recited)
-    assert [line["num_tokens"] for line in lines][2::3] == [an_epoch, 2 * an_epoch, 3 * an_epoch]
+    an_epoch = sum(len((row["prompt"] + row["response"]).encode()) + 2 for row in recited)
+    num_tokens = [line["num_tokens"] for line in lines]
+    assert num_tokens[2::3] == [an_epoch, 2 * an_epoch, 3 * an_epoch]
     assert all(math.isfinite(line["grad_norm"]) and line["grad_norm"] > 0 for line in lines)
     assert read_history(tmp_path)["loss"] == losses
 
@@ -155,15 +120,15 @@ def test_a_folder_with_another_run_is_refused_and_left_as_it_was(make_model, rec
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
 
 
-# --- the same result by another way -----------------------------------------------------------------------------------
+# --- the same result in another way --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("accumulate", [2, 3, 12, 50])
 def test_accumulated_gradients_give_the_weights_of_the_whole_batch(make_model, recited, accumulate):
     models, logs = [], []
     for parts in (1, accumulate):
-        model, losses = sft_train(make_model(spread=1), recited, 3, lr=1e-3, batch_size=12, accumulate=parts,
-                                  precision="float32")
+        model, losses = sft_train(make_model(spread=1), recited, 3, lr=1e-3, batch_size=12,
+                                  accumulate=parts, precision="float32")
         models.append(model)
         logs.append(losses)
     for whole, parts in zip(models[0].parameters(), models[1].parameters(), strict=True):
@@ -171,14 +136,20 @@ def test_accumulated_gradients_give_the_weights_of_the_whole_batch(make_model, r
     assert logs[1] == pytest.approx(logs[0], abs=1e-5)
 
 
-def test_a_batch_that_is_cut_by_its_tokens_gives_the_same_weights(make_model, recited, monkeypatch):
+def test_a_batch_divided_by_its_tokens_gives_the_same_weights(make_model, recited, monkeypatch):
     models, passes, backward = [], [], torch.Tensor.backward
-    monkeypatch.setattr(torch.Tensor, "backward", lambda loss: passes.append(1) or backward(loss))
+
+    def counted_backward(loss):
+        passes.append(loss)
+        return backward(loss)
+    monkeypatch.setattr(torch.Tensor, "backward", counted_backward)
     for most in (10**9, 40):
         monkeypatch.setattr("minigpt.training.most_tokens", lambda device, most=most: most)
-        before = len(passes)
-        models.append(sft_train(make_model(spread=1), recited, 3, lr=1e-3, batch_size=12, precision="float32")[0])
-        assert (len(passes) - before > 3 * -(-len(recited) // 12)) == (most == 40)
+        passes.clear()
+        model, _ = sft_train(make_model(spread=1), recited, 3, lr=1e-3, batch_size=12,
+                             precision="float32")
+        models.append(model)
+        assert (len(passes) > 3 * -(-len(recited) // 12)) == (most == 40)
     for whole, parts in zip(models[0].parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(parts, whole, rtol=0, atol=1e-6)
 
@@ -186,55 +157,64 @@ def test_a_batch_that_is_cut_by_its_tokens_gives_the_same_weights(make_model, re
 def test_accumulated_metrics_are_those_of_the_whole_batch(make_model, recited, tmp_path):
     logs = []
     for parts in (1, 4):
+        out = tmp_path / str(parts)
         sft_train(make_model(), recited, 1, batch_size=12, accumulate=parts, precision="float32",
-                  out=str(tmp_path / str(parts)))
-        logs.append({name: values[0] for name, values in read_history(tmp_path / str(parts)).items()})
+                  out=str(out))
+        logs.append({name: values[0] for name, values in read_history(out).items()})
     assert logs[1] == pytest.approx(logs[0], abs=1e-4)
 
 
 def test_same_seed_same_bits_and_another_seed_others(make_model, recited, weights_equal):
-    models = [sft_train(make_model(), recited, 3, batch_size=4, seed=seed)[0] for seed in (1, 1, 2)]
+    models = [sft_train(make_model(), recited, 3, batch_size=4, seed=seed)[0]
+              for seed in (1, 1, 2)]
     assert weights_equal(models[0], models[1])
     assert not weights_equal(models[0], models[2])
 
 
 def test_resumed_sft_repeats_the_unbroken_run_bit_for_bit(make_model, recited, check_resume):
     def train(out, resume):
-        return sft_train(make_model(), recited, 3, batch_size=4, accumulate=2, weight_decay=0.1, save_every=2, out=out,
-                         resume=resume)[0]
+        return sft_train(make_model(), recited, 3, batch_size=4, accumulate=2, weight_decay=0.1,
+                         save_every=2, out=out, resume=resume)[0]
     check_resume(train)
 
 
 def test_a_finished_run_resumes_to_itself(make_model, recited, tmp_path, weights_equal):
     first, losses = sft_train(make_model(), recited, 2, batch_size=4, out=str(tmp_path))
     again, same = sft_train(make_model(), recited, 2, batch_size=4, out=str(tmp_path), resume=True)
-    assert weights_equal(first, again) and same == losses
+    assert weights_equal(first, again)
+    assert same == losses
 
 
-def test_resuming_where_nothing_was_saved_starts_from_the_beginning(make_model, recited, tmp_path, weights_equal):
+def test_resuming_where_nothing_was_saved_starts_from_the_beginning(make_model, recited, tmp_path,
+                                                                    weights_equal):
     first, _ = sft_train(make_model(), recited, out=str(tmp_path / "a"), resume=True)
     assert weights_equal(first, sft_train(make_model(), recited)[0])
 
 
-@pytest.mark.parametrize(("what", "change"), [("weights_at_start", {"model": 9}), ("examples", {"rows": 11}),
-                                              ("lr", {"lr": 0.5})])
-def test_resuming_another_run_raises_naming_what_differs(make_model, recited, tmp_path, what, change):
+@pytest.mark.parametrize(("what", "change"), [
+    ("weights_at_start", {"model": 9}), ("examples", {"rows": 11}), ("lr", {"lr": 0.5})])
+def test_resuming_another_run_raises_naming_what_differs(make_model, recited, tmp_path, what,
+                                                         change):
     sft_train(make_model(), recited, 2, batch_size=4, out=str(tmp_path))
     settings = {"model": 0, "rows": 12, "lr": 1.5e-3, **change}
-    with pytest.raises(UserError, match=rf"state\.pt was made with {what}="):
-        sft_train(make_model(settings["model"]), recited[12 - settings["rows"]:], 2, settings["lr"], batch_size=4,
-                  out=str(tmp_path), resume=True)
+    model, rows = make_model(settings["model"]), recited[12 - settings["rows"]:]
+    with pytest.raises(UserError, match=rf"state\.pt says that this run was begun with {what}="):
+        sft_train(model, rows, 2, settings["lr"], batch_size=4, out=str(tmp_path), resume=True)
 
 
-def test_a_log_that_was_cut_is_not_gone_on_with(make_model, recited, tmp_path):
+def test_a_log_that_was_truncated_is_not_continued(make_model, recited, tmp_path):
     sft_train(make_model(), recited, 2, batch_size=4, out=str(tmp_path))
     (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(UserError, match=r"metrics\.jsonl has fewer lines"):
         sft_train(make_model(), recited, 2, batch_size=4, out=str(tmp_path), resume=True)
 
 
-def test_a_full_disk_loses_no_earlier_checkpoint(make_model, recited, tmp_path, monkeypatch, weights_equal):
-    whole, _ = sft_train(make_model(), recited, 4, batch_size=4, out=str(tmp_path / "whole"), save_every=3)
+def test_a_full_disk_loses_no_earlier_checkpoint(make_model, recited, tmp_path, monkeypatch,
+                                                 weights_equal):
+    def run(name, **more):
+        return sft_train(make_model(), recited, 4, batch_size=4, out=str(tmp_path / name),
+                         save_every=3, **more)[0]
+    whole = run("whole")
     saves, save = [], torch.save
 
     def save_until_full(state, file):
@@ -244,55 +224,69 @@ def test_a_full_disk_loses_no_earlier_checkpoint(make_model, recited, tmp_path, 
             raise OSError(28, "No space left on device")
         save(state, file)
     monkeypatch.setattr(torch, "save", save_until_full)
-    with pytest.raises(UserError, match=r"No space left.*last good checkpoint is .*state\.pt.*--resume"):
-        sft_train(make_model(), recited, 4, batch_size=4, out=str(tmp_path / "full"), save_every=3)
-    assert saves == [3, 6, 9] and load_state(tmp_path / "full" / "state.pt")["step"] == 6
+    message = r"No space left.*last good checkpoint is .*state\.pt.*--resume"
+    with pytest.raises(UserError, match=message):
+        run("full")
+    assert saves == [3, 6, 9]
+    assert load_state(tmp_path / "full" / "state.pt")["step"] == 6
     monkeypatch.undo()
-    again, _ = sft_train(make_model(), recited, 4, batch_size=4, out=str(tmp_path / "full"), save_every=3, resume=True)
-    assert weights_equal(again, whole)
+    assert weights_equal(run("full", resume=True), whole)
 
 
-def test_a_disk_without_room_is_an_error_before_the_training(make_model, recited, tmp_path, monkeypatch):
+def test_a_disk_without_room_is_an_error_before_the_training(make_model, recited, tmp_path,
+                                                             monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(UserError, match=r"0 MB are free.*checkpoints need 1 MB"):
+    with pytest.raises(UserError, match=r"has 0 MB free.*checkpoints need 1 MB"):
         sft_train(make_model(), recited, out=str(tmp_path))
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_an_error_before_the_training(make_model, recited, tmp_path):
+def test_a_folder_that_cannot_be_written_is_an_error_before_the_training(make_model, recited,
+                                                                         tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"cannot be written.*another --out"):
         sft_train(make_model(), recited, out=str(tmp_path / "file" / "run"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_after_its_step_with_a_checkpoint_and_its_exit_code(make_model, recited, tmp_path, capsys,
-                                                                           weights_equal, number):
-    whole, losses = sft_train(make_model(), recited, 3, batch_size=4, out=str(tmp_path / "whole"))
-    log = TrainingRun.log
+def test_a_signal_stops_after_its_step_with_a_checkpoint_and_its_exit_code(
+        make_model, recited, tmp_path, capsys, weights_equal, number):
+    def run(name, **more):
+        return sft_train(make_model(), recited, 3, batch_size=4, out=str(tmp_path / name), **more)
+    whole, losses = run("whole")
+    write = MetricLog.write
 
-    def log_and_be_told(self, metrics):
-        log(self, metrics)
-        if self.step == 4:
+    def write_and_be_told(self, metrics):
+        write(self, metrics)
+        if self.last("global_step") == 5:
             signal.raise_signal(number)
     handler = signal.getsignal(number)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises((SystemExit, KeyboardInterrupt)) as stopped:
-        patch.setattr(TrainingRun, "log", log_and_be_told)
-        sft_train(make_model(), recited, 3, batch_size=4, out=str(tmp_path / "told"))
-    assert stopped.type is KeyboardInterrupt if number == signal.SIGINT else stopped.value.code == 143
+    with pytest.MonkeyPatch.context() as patch, \
+            pytest.raises((SystemExit, KeyboardInterrupt)) as stopped:
+        patch.setattr(MetricLog, "write", write_and_be_told)
+        run("told")
+    if number == signal.SIGINT:
+        assert stopped.type is KeyboardInterrupt
+    else:
+        assert stopped.value.code == 143
     assert signal.getsignal(number) is handler
     assert "stopped after step 5 of 9" in capsys.readouterr().out
-    again, same = sft_train(make_model(), recited, 3, batch_size=4, out=str(tmp_path / "told"), resume=True)
-    assert weights_equal(again, whole) and same == losses
+    again, same = run("told", resume=True)
+    assert weights_equal(again, whole)
+    assert same == losses
 
 
-def test_a_loss_that_is_not_finite_names_the_rows_and_the_last_good_checkpoint(make_model, tmp_path):
-    model = make_model()
-    run = TrainingRun({"model": model}, TrainingConfig(batch_size=4, out=str(tmp_path), save_every=1), 4)
-    with pytest.raises(FloatingPointError, match=r"step 2.*last good checkpoint is .*state\.pt.*\[\d, \d, \d, \d\]"):
-        for batch in run.steps(batches_of(ROWS)):
-            loss = model(batch.token_ids).logsumexp(-1).mean()
-            run.update(loss if run.step == 0 else loss * float("nan"), {})
+def test_a_loss_that_is_not_finite_names_the_rows_and_the_last_good_checkpoint(make_model,
+                                                                               tmp_path):
+    model, config = make_model(), TrainingConfig(out=str(tmp_path), save_every=1)
+    loop = TrainingLoop({"model": model}, config, batches_of(ROWS), 4)
+
+    def loss_of(ids):
+        loss = model(ids).logsumexp(-1).mean()
+        return loss if loop.step == 0 else loss * float("nan")
+    message = r"step 2.*last good checkpoint is .*state\.pt.*\[\d, \d, \d, \d\]"
+    with pytest.raises(FloatingPointError, match=message):
+        train(loop, loss_of)
 
 
 def test_resuming_with_another_number_of_steps_raises(make_model, recited, tmp_path):
@@ -302,7 +296,8 @@ def test_resuming_with_another_number_of_steps_raises(make_model, recited, tmp_p
 
 
 def test_bfloat16_trains_beside_float32(make_model, recited):
-    losses = [sft_train(make_model(spread=1), recited, 40, lr=3e-3, batch_size=12, precision=precision)[1]
+    losses = [sft_train(make_model(spread=1), recited, 40, lr=3e-3, batch_size=12,
+                        precision=precision)[1]
               for precision in ("float32", "bfloat16")]
     assert losses[1] != losses[0]
     assert losses[1][-1] < losses[1][0] - 2

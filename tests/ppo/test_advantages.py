@@ -8,7 +8,8 @@ from ppo.advantages import masked_mean, whiten
 def ragged(rows=6, columns=12, seed=0):
     """Rewards, values and masks of one unbroken stretch a row, with rubbish outside the mask."""
     generator = torch.Generator().manual_seed(seed)
-    rewards, values = (torch.randn(rows, columns, generator=generator, dtype=torch.float64) for _ in range(2))
+    rewards, values = (torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+                       for _ in range(2))
     starts = torch.randint(1, 5, (rows, 1), generator=generator)
     ends = torch.randint(6, columns + 1, (rows, 1), generator=generator)
     at = torch.arange(columns)
@@ -20,10 +21,12 @@ def test_gae_equals_the_brute_force_sum_of_discounted_deltas(gamma, lam):
     rewards, values, mask = ragged()
     advantages, returns = gae(rewards, values, mask, gamma, lam)
     for b in range(len(mask)):
-        places = mask[b].nonzero()[:, 0].tolist()
-        deltas = [float(rewards[b, t] + (gamma * values[b, t + 1] if t + 1 in places else 0) - values[b, t])
-                  for t in places]
-        for i, t in enumerate(places):
+        columns = mask[b].nonzero()[:, 0].tolist()
+        deltas = []
+        for t in columns:
+            next_value = gamma * values[b, t + 1] if t + 1 in columns else 0
+            deltas.append(float(rewards[b, t] + next_value - values[b, t]))
+        for i, t in enumerate(columns):
             expected = sum((gamma * lam) ** j * delta for j, delta in enumerate(deltas[i:]))
             assert float(advantages[b, t]) == pytest.approx(expected, abs=1e-12)
             assert float(returns[b, t]) == pytest.approx(expected + float(values[b, t]), abs=1e-12)
@@ -53,14 +56,15 @@ def test_what_stands_outside_the_mask_changes_nothing():
 
 def test_advantages_carry_no_gradient():
     rewards, values, mask = ragged()
-    assert not any(x.requires_grad for x in gae(rewards.requires_grad_(), values.requires_grad_(), mask))
+    found = gae(rewards.requires_grad_(), values.requires_grad_(), mask)
+    assert not any(x.requires_grad for x in found)
 
 
 @pytest.mark.parametrize("odd", range(3))
 def test_shapes_that_differ_raise(odd):
     args = [torch.zeros(2, 3), torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool)]
     args[odd] = args[odd][:1]
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="same shape"):
         gae(*args)
 
 

@@ -26,14 +26,16 @@ def test_on_the_first_update_the_ratio_is_1_and_the_kl_0():
 @pytest.mark.parametrize(("log_ratio", "advantage", "clipped"), [
     (0.5, 1.0, True), (-0.5, -1.0, True), (0.5, -1.0, False), (-0.5, 1.0, False), (0.1, 1.0, False),
     (-0.1, -1.0, False)])
-def test_clipping_kills_the_gradient_exactly_where_a_move_would_gain_no_more(log_ratio, advantage, clipped):
+def test_clipping_kills_the_gradient_exactly_where_a_move_would_gain_no_more(log_ratio, advantage,
+                                                                             clipped):
     logps = one(log_ratio).requires_grad_()
     loss, metrics = ppo_loss(logps, one(0.0), one(advantage), ON, clip=0.2)
     loss.backward()
     ratio = math.exp(log_ratio)
     if clipped:
         bound = 1.2 if advantage > 0 else 0.8
-        assert float(logps.grad) == 0.0 and float(loss.detach()) == pytest.approx(-bound * advantage)
+        assert float(logps.grad) == 0.0
+        assert float(loss.detach()) == pytest.approx(-bound * advantage)
     else:
         assert float(logps.grad) == pytest.approx(-ratio * advantage)
         assert float(loss.detach()) == pytest.approx(-ratio * advantage)
@@ -54,7 +56,8 @@ def test_loss_and_metrics_are_means_over_the_mask_and_nothing_else_enters():
 
 
 def test_value_loss_by_hand_takes_the_larger_of_the_two_errors():
-    values, old, returns = torch.tensor([[1.0, 0.1, -1.0]]), torch.zeros(1, 3), torch.tensor([[1.0, 1.0, 1.0]])
+    values, old = torch.tensor([[1.0, 0.1, -1.0]]), torch.zeros(1, 3)
+    returns = torch.tensor([[1.0, 1.0, 1.0]])
     loss, metrics = value_loss(values, old, returns, torch.ones(1, 3, dtype=torch.bool), clip=0.2)
     expected = (max(0.0, 0.8 ** 2) + max(0.9 ** 2, 0.9 ** 2) + max(2.0 ** 2, 1.2 ** 2)) / 3 / 2
     assert float(loss) == pytest.approx(expected)
@@ -78,7 +81,10 @@ def test_metrics_carry_no_gradient():
 
 @pytest.mark.parametrize("beta", [0.2, 0.5, 2.0])
 def test_ppo_reaches_the_closed_form_optimum_on_a_bandit(beta):
-    """pi*(y) ~ ref(y) exp(r(y) / beta), to 0.005 in every probability, with r - beta log(pi / ref) as the reward."""
+    """pi*(y) ~ ref(y) exp(r(y) / beta), to 0.005 in every probability.
+
+    The reward is r - beta log(pi / ref).
+    """
     reward = torch.tensor([0.3, -0.2, 0.0, 0.5, -0.4])
     ref = torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05])
     optimum = torch.softmax(ref.log() + reward / beta, 0)
@@ -86,11 +92,13 @@ def test_ppo_reaches_the_closed_form_optimum_on_a_bandit(beta):
     optimizer = torch.optim.SGD([logits], lr=0.3)
     for _ in range(300):
         old = logits.detach().log_softmax(0)
-        counts = (old.exp() * 20_000).round().long().clamp_min(1)  # so many answers of each kind, without the noise
+        # so many answers of each kind, without the noise
+        counts = (old.exp() * 20_000).round().long().clamp_min(1)
         answers = torch.repeat_interleave(torch.arange(5), counts)[:, None]  # one token each
         returns = (reward - beta * (old - ref.log()))[answers]
         for _ in range(4):
-            loss, _ = ppo_loss(logits.log_softmax(0)[answers], old[answers], returns - returns.mean(),
+            loss, _ = ppo_loss(logits.log_softmax(0)[answers], old[answers],
+                               returns - returns.mean(),
                                torch.ones_like(answers, dtype=torch.bool))
             optimizer.zero_grad()
             loss.backward()

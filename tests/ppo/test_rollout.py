@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from minigpt import EOS, SEP, decode, encode
-from minigpt.batching import Batches
-from minigpt.logprobs import exact_kl
-from ppo.rollout import sample_rollout
-from ppo.train import prompt_examples, value_model_from
+from minigpt.kl import exact_kl, kl_k3
+from ppo import ppo_loss
+from ppo.rollout import Experience, RolloutMaker, token_rewards
+from ppo.train import PPOConfig, prompt_batches
 
 PROMPTS = ["", "a?", "b?", "how are you?", "g?", "é", "xyz", "k?"] * 2
 KL_COEFF, PENALTY = 0.3, 1.7
@@ -17,28 +17,39 @@ def models(reciter, make_model, make_reward):
     return reciter, make_model(3, spread=4), make_reward(4), make_reward(5)
 
 
+def prompt_batch(prompts):
+    batches = prompt_batches(prompts, 64, PPOConfig(batch_size=64))
+    return batches.collate(list(range(len(prompts))))
+
+
+def roll_out(models, prompts, max_new_tokens, kl_coeff, **how):
+    policy, reference, reward, _ = models
+    maker = RolloutMaker(reference, reward, max_new_tokens, PENALTY, **how)
+    return maker(policy, prompt_batch(prompts), kl_coeff, torch.Generator().manual_seed(0))
+
+
 @pytest.fixture(scope="module")
 def rollout(models):
-    batches = Batches(prompt_examples(PROMPTS, 64), 64)
-    batch = batches.collate(list(range(len(PROMPTS))))
-    return sample_rollout(*models, batch, max_new_tokens=9, kl_coeff=KL_COEFF, missing_eos_penalty=PENALTY,
-                          generator=torch.Generator().manual_seed(0))
+    return roll_out(models, PROMPTS, 9, KL_COEFF)
 
 
 def real_rows(rollout):
-    """(row number, its ids without padding, its response places)"""
-    for b, (ids, mask) in enumerate(zip(rollout.token_ids, rollout.mask, strict=True)):
-        places = mask.nonzero()[:, 0].tolist()
-        yield b, ids[:places[-1] + 1], places
+    """(row number, its ids without padding, the columns of its response)"""
+    for b, (ids, mask) in enumerate(zip(rollout.batch.token_ids, rollout.mask, strict=True)):
+        columns = mask.nonzero()[:, 0].tolist()
+        yield b, ids[:columns[-1] + 1], columns
+
+
+# --- a rollout ------------------------------------------------------------------------------------
 
 
 def test_rows_hold_prompts_and_responses(rollout):
     prompts, responses = rollout.texts()
     assert prompts == PROMPTS
-    for b, ids, places in real_rows(rollout):
-        assert places == list(range(places[0], len(ids))) and len(places) <= 9
-        assert decode(ids[places].tolist()) == responses[b]
-        assert EOS not in ids[places][:-1].tolist()
+    for b, ids, columns in real_rows(rollout):
+        assert columns == list(range(columns[0], len(ids))) and len(columns) <= 9
+        assert decode(ids[columns].tolist()) == responses[b]
+        assert EOS not in ids[columns][:-1].tolist()
 
 
 def test_rollout_has_answers_that_end_and_answers_that_do_not(rollout):
@@ -49,14 +60,17 @@ def test_rollout_has_answers_that_end_and_answers_that_do_not(rollout):
 
 @torch.no_grad()
 def test_log_probs_and_values_are_aligned_to_tokens(rollout, models):
-    policy, _, _, value_model = models
-    for b, ids, places in real_rows(rollout):
-        for t in places:
+    policy, reference, _, value_model = models
+    values = value_model.values(rollout.batch)
+    for b, ids, columns in real_rows(rollout):
+        for t in columns:
             before = ids[None, :t]
-            logp = float(policy(before)[0, -1].log_softmax(-1)[ids[t]])
-            assert float(rollout.logps[b, t]) == pytest.approx(logp, abs=1e-3)
-            assert float(rollout.values[b, t]) == pytest.approx(float(value_model(before)[0]), abs=1e-3)
-    assert (rollout.logps[~rollout.mask] == 0).all() and (rollout.values[~rollout.mask] == 0).all()
+            for model, logps in ((policy, rollout.logps), (reference, rollout.ref_logps)):
+                logp = float(model(before)[0, -1].log_softmax(-1)[ids[t]])
+                assert float(logps[b, t]) == pytest.approx(logp, abs=1e-3)
+            assert float(values[b, t]) == pytest.approx(float(value_model(before)[0]), abs=1e-3)
+    for tensor in (rollout.logps, rollout.ref_logps, values):
+        assert (tensor[~rollout.mask] == 0).all()
 
 
 @torch.no_grad()
@@ -70,68 +84,155 @@ def test_scores_are_those_of_the_reward_model_less_the_penalty_for_a_missing_eos
 @torch.no_grad()
 def test_kl_is_the_sum_of_log_ratios_and_exact_kl_the_sum_of_kls(rollout, models):
     policy, reference, _, _ = models
-    for b, ids, places in real_rows(rollout):
+    for b, ids, columns in real_rows(rollout):
         logits, ref_logits = policy(ids[None])[0], reference(ids[None])[0]
-        before = [t - 1 for t in places]
+        before = [t - 1 for t in columns]
         ratios = logits[before].log_softmax(-1) - ref_logits[before].log_softmax(-1)
-        sampled = ratios.gather(1, ids[places][:, None]).sum()
-        assert float(rollout.kl[b]) == pytest.approx(float(sampled), abs=1e-3)
+        sampled = ratios.gather(1, ids[columns][:, None]).sum()
+        assert float(rollout.kl[b].sum()) == pytest.approx(float(sampled), abs=1e-3)
         exact = float(exact_kl(logits[before], ref_logits[before]).sum())
         assert float(rollout.exact_kl[b]) == pytest.approx(exact, abs=1e-3)
     assert (rollout.exact_kl > 0).all()
 
 
 def test_rewards_sum_to_score_minus_beta_kl(rollout):
-    torch.testing.assert_close(rollout.rewards.sum(1), rollout.scores - KL_COEFF * rollout.kl, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(rollout.rewards.sum(1),
+                               rollout.scores - KL_COEFF * rollout.kl.sum(1), rtol=1e-4, atol=1e-4)
     assert (rollout.rewards[~rollout.mask] == 0).all()
 
 
 @torch.no_grad()
 def test_each_token_pays_its_own_kl_and_the_last_gets_the_score(rollout, models):
     reference = models[1]
-    for b, ids, places in real_rows(rollout):
-        for t in places:
+    for b, ids, columns in real_rows(rollout):
+        for t in columns:
             ref = float(reference(ids[None, :t])[0, -1].log_softmax(-1)[ids[t]])
-            score = float(rollout.scores[b]) if t == places[-1] else 0.0
+            score = float(rollout.scores[b]) if t == columns[-1] else 0.0
             expected = -KL_COEFF * (float(rollout.logps[b, t]) - ref) + score
             assert float(rollout.rewards[b, t]) == pytest.approx(expected, abs=1e-3)
 
 
+def test_token_rewards_by_hand():
+    kl = torch.tensor([[0.0, 1.0, -2.0, 0.0], [0.0, 0.0, 3.0, 4.0]])
+    found = token_rewards(torch.tensor([5.0, -1.0]), kl, 0.5, lengths=torch.tensor([3, 4]))
+    expected = torch.tensor([[0.0, -0.5, 1.0 + 5.0, 0.0], [0.0, 0.0, -1.5, -2.0 - 1.0]])
+    assert torch.equal(found, expected)
+
+
 def test_rollout_carries_no_gradient(rollout):
-    assert not any(value.requires_grad for value in vars(rollout).values())
-
-
-def test_rows_picks_the_same_rows_of_everything(rollout):
-    part = rollout.rows(torch.tensor([3, 0]))
-    for name, value in vars(part).items():
-        whole = getattr(rollout, name)
-        assert torch.equal(value, whole if whole.dim() == 0 else whole[[3, 0]])
-
-
-def test_rows_are_cut_to_the_longest_of_them_and_lose_nothing_but_padding(rollout):
-    lengths = (rollout.segments >= 0).sum(1)
-    shortest = int(lengths.argmin())
-    part, columns = rollout.rows(torch.tensor([shortest])), -(-int(lengths[shortest]) // 8) * 8
-    assert columns < rollout.token_ids.shape[1]
-    for name in ("token_ids", "segments", "logps", "values", "rewards"):
-        assert torch.equal(getattr(part, name)[0], getattr(rollout, name)[shortest, :columns]), name
-    assert (rollout.segments[shortest, columns:] == -1).all()
+    parts = {**vars(rollout), **vars(rollout.batch)}
+    tensors = [part for part in parts.values() if isinstance(part, torch.Tensor)]
+    assert len(tensors) == 8 + 3
+    assert not any(tensor.requires_grad for tensor in tensors)
 
 
 def test_max_seq_len_ends_an_answer_and_it_pays_for_it(models):
-    batch = Batches(prompt_examples(["a" * 61], 64), 1).collate([0])
-    found = sample_rollout(*models, batch, 50, 0.0, PENALTY, torch.Generator().manual_seed(0))
-    assert found.token_ids.shape[1] <= 64 and int(found.mask.sum()) <= 2
+    found = roll_out(models, ["a" * 61], 50, 0.0)
+    assert found.batch.token_ids.shape[1] <= 64 and int(found.mask.sum()) <= 2
 
 
-def test_value_model_starts_as_a_copy_of_the_reward_model(make_reward, weights_equal, weights_of):
-    reward = make_reward()
-    kept, value_model = weights_of(reward), value_model_from(reward)
-    assert weights_equal(value_model, reward)
-    with torch.no_grad():
-        value_model.head.weight.add_(1.0)
-    assert weights_equal(reward, kept)
+def test_another_kl_estimator_is_what_each_token_pays(rollout, models):
+    found = roll_out(models, PROMPTS, 9, KL_COEFF, kl_estimator=kl_k3)
+    assert torch.equal(found.logps, rollout.logps)
+    assert torch.equal(found.kl, kl_k3(rollout.logps, rollout.ref_logps))
+    assert not torch.equal(found.kl, rollout.kl) and (found.kl >= 0).all()
+    torch.testing.assert_close(found.rewards.sum(1), found.scores - KL_COEFF * found.kl.sum(1),
+                               rtol=1e-4, atol=1e-4)
+    assert torch.equal(found.exact_kl, rollout.exact_kl)  # a measurement, which is not paid
 
 
-def test_prompts_are_rows_without_a_response():
-    assert prompt_examples(["hi"], 64) == [(bytes([*encode("hi"), SEP]), (), False)]
+def test_another_sampler_draws_the_responses(models):
+    calls = []
+
+    def sample(policy, prompt_ids, max_new_tokens, *, generator):
+        calls.append((policy, prompt_ids, max_new_tokens, generator.initial_seed()))
+        return [[*encode("no"), EOS] for _ in prompt_ids]
+    found = roll_out(models, ["a?", "bcd?"], 9, KL_COEFF, sample=sample)
+    asked = [[*encode("a?"), SEP], [*encode("bcd?"), SEP]]
+    assert calls == [(models[0], asked, 9, 0)]
+    assert found.texts() == (["a?", "bcd?"], ["no", "no"])
+    assert found.finished.all()
+
+
+# --- what an update learns from -------------------------------------------------------------------
+
+
+@pytest.fixture
+def experience(rollout):
+    def noise(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(rollout.mask.shape, generator=generator) * rollout.mask
+    return Experience(rollout.batch, rollout.logps, advantages=noise(1), values=noise(2),
+                      returns=noise(3))
+
+
+def minibatches(experience, size, epochs=1, seed=0):
+    return list(experience.minibatches(size, epochs, torch.Generator().manual_seed(seed)))
+
+
+def tensors_of(experience):
+    tensors = {name: value for name, value in vars(experience).items()
+               if isinstance(value, torch.Tensor) and value.dim() == 2}
+    return {**tensors, "token_ids": experience.batch.token_ids,
+            "segments": experience.batch.segments, "mask": experience.mask}
+
+
+@pytest.mark.parametrize("size", [1, 5, 16, 99])
+def test_each_epoch_goes_once_over_every_row_in_minibatches_of_the_size(experience, size):
+    found = [[i for part in minibatch for i in part.batch.indices.tolist()]
+             for minibatch in minibatches(experience, size, epochs=2)]
+    epochs = found[:len(found) // 2], found[len(found) // 2:]
+    for epoch in epochs:
+        assert sorted(i for rows in epoch for i in rows) == list(range(16))
+        assert all(len(rows) == min(size, 16) for rows in epoch[:-1])
+    if 1 < size < 16:
+        assert list(map(sorted, epochs[0])) != list(map(sorted, epochs[1]))
+
+
+def test_the_generator_alone_decides_which_rows_make_a_minibatch(experience):
+    def rows(seed):
+        return [[i for part in minibatch for i in part.batch.indices.tolist()]
+                for minibatch in minibatches(experience, 5, seed=seed)]
+    assert rows(0) == rows(0) != rows(1)
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 3, 32])
+def test_a_part_has_the_same_rows_of_everything_and_loses_nothing_but_padding(
+        experience, rows_at_once, monkeypatch):
+    monkeypatch.setattr("ppo.rollout.ROWS_AT_ONCE", rows_at_once)
+    whole, lengths = tensors_of(experience), experience.batch.lengths
+    narrower = 0
+    for parts in minibatches(experience, 5):
+        for part in parts:
+            rows = part.batch.indices
+            columns = -(-int(lengths[rows].max()) // 8) * 8
+            for name, tensor in tensors_of(part).items():
+                assert torch.equal(tensor, whole[name][rows, :columns]), name
+            assert (experience.batch.segments[rows, columns:] == -1).all()
+            narrower += columns < experience.batch.token_ids.shape[1]
+    assert narrower > 0
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 3, 32])
+@pytest.mark.parametrize("size", [1, 5, 16])
+def test_the_parts_of_a_minibatch_sum_to_its_mean_loss(experience, size, rows_at_once,
+                                                       monkeypatch):
+    monkeypatch.setattr("ppo.rollout.ROWS_AT_ONCE", rows_at_once)
+    logps = experience.logps + 0.3 * experience.returns  # of a policy that has moved on
+    for parts in minibatches(experience, size):
+        rows = torch.cat([part.batch.indices for part in parts])
+        assert len(parts) == -(-len(rows) // rows_at_once)
+        whole, whole_metrics = ppo_loss(logps[rows], experience.logps[rows],
+                                        experience.advantages[rows], experience.mask[rows])
+        summed, summed_metrics = torch.zeros(()), {}
+        for part in parts:
+            columns = part.logps.shape[1]
+            loss, metrics = ppo_loss(logps[part.batch.indices, :columns], part.logps,
+                                     part.advantages, part.mask)
+            summed += part.weight * loss
+            for name, value in metrics.items():
+                summed_metrics[name] = summed_metrics.get(name, 0.0) + part.weight * value
+        torch.testing.assert_close(summed, whole)
+        assert sum(float(part.weight) for part in parts) == pytest.approx(1)
+        for name, value in whole_metrics.items():
+            torch.testing.assert_close(summed_metrics[name], value, rtol=1e-5, atol=1e-6)

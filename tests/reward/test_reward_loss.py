@@ -29,7 +29,8 @@ def test_min_and_max_reward_are_those_of_all_rewards():
 
 
 def test_gradient_pushes_chosen_up_and_rejected_down_by_the_probability_of_the_error():
-    chosen, rejected = torch.tensor([0.5, -1.0], requires_grad=True), torch.tensor([0.0, 1.0], requires_grad=True)
+    chosen = torch.tensor([0.5, -1.0], requires_grad=True)
+    rejected = torch.tensor([0.0, 1.0], requires_grad=True)
     bradley_terry_loss(chosen, rejected)[0].backward()
     error = torch.sigmoid(rejected - chosen).detach() / 2
     torch.testing.assert_close(chosen.grad, -error)
@@ -38,7 +39,8 @@ def test_gradient_pushes_chosen_up_and_rejected_down_by_the_probability_of_the_e
 
 def test_only_differences_enter():
     chosen, rejected = torch.randn(6), torch.randn(6)
-    torch.testing.assert_close(bradley_terry_loss(chosen + 7, rejected + 7)[0], bradley_terry_loss(chosen, rejected)[0])
+    torch.testing.assert_close(bradley_terry_loss(chosen + 7, rejected + 7)[0],
+                               bradley_terry_loss(chosen, rejected)[0])
 
 
 def test_huge_margins_stay_finite():
@@ -47,7 +49,8 @@ def test_huge_margins_stay_finite():
 
 
 def test_metrics_carry_no_gradient():
-    _, metrics = bradley_terry_loss(torch.zeros(2, requires_grad=True), torch.zeros(2, requires_grad=True))
+    _, metrics = bradley_terry_loss(torch.zeros(2, requires_grad=True),
+                                    torch.zeros(2, requires_grad=True))
     assert all(not value.requires_grad and value.dim() == 0 for value in metrics.values())
 
 

@@ -1,3 +1,4 @@
+import inspect
 import math
 import random
 
@@ -5,10 +6,11 @@ import pytest
 import torch
 
 from data import DataError, World, WorldConfig
+from minigpt.options import parse
 from minigpt.run_folder import read_history
-from reward import RewardModel, evaluate_reward_accuracy, score, train_reward_model
-from reward.main import accuracy_by_fault
-from reward.train import calibration, reward_margins
+from reward import RewardModel, evaluate_reward_accuracy, train_reward_model
+from reward.evaluate import reward_margins
+from reward.train import RewardConfig
 
 
 def fresh(small, seed=0):
@@ -17,13 +19,14 @@ def fresh(small, seed=0):
 
 
 def flipped(rows):
-    return [{"prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
+    return [{"prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"]}
+            for row in rows]
 
 
 RECIPE = {"num_epochs": 6, "lr": 3e-3, "batch_size": 16}
 
 
-# --- the labels are what trains ---------------------------------------------------------------------------------------
+# --- the labels are what trains -------------------------------------------------------------------
 
 
 def test_training_beats_its_start_on_heldout_pairs(make_pairs, small):
@@ -43,19 +46,15 @@ def test_flipped_labels_turn_heldout_accuracy_upside_down(make_pairs, small):
     assert evaluate_reward_accuracy(model, rows[200:]) < 0.03
 
 
-def test_flipping_the_evaluation_gives_one_minus_the_accuracy(make_pairs, make_reward):
-    rows = make_pairs(50)
-    model = make_reward()
-    assert evaluate_reward_accuracy(model, flipped(rows)) == pytest.approx(1 - evaluate_reward_accuracy(model, rows))
-
-
 def test_shuffled_labels_give_chance(make_pairs, small):
     rows = make_pairs(300)
     found = []
     for seed in range(6):
+        swaps = random.Random(seed).sample([True, False] * 100, 200)
         shuffled = [flipped([row])[0] if swap else row
-                    for row, swap in zip(rows[:200], random.Random(seed).sample([True, False] * 100, 200), strict=True)]
-        model, losses, _ = train_reward_model(fresh(small, seed), shuffled, **{**RECIPE, "num_epochs": 2})
+                    for row, swap in zip(rows[:200], swaps, strict=True)]
+        model, losses, _ = train_reward_model(fresh(small, seed), shuffled,
+                                              **{**RECIPE, "num_epochs": 2})
         found.append(evaluate_reward_accuracy(model, rows[200:]))
         assert abs(sum(losses[-8:]) / 8 - math.log(2)) < 0.1  # nothing to be learned
     assert 0.3 < sum(found) / len(found) < 0.7
@@ -64,53 +63,42 @@ def test_shuffled_labels_give_chance(make_pairs, small):
 def test_labels_of_the_world_train_and_its_noise_turns_them_round(small):
     found = {}
     for noise in (0.0, 1.0):
-        world = World(WorldConfig(preference_rows=900, heldout_rows=300, temperature=0.2, helpful_weight=0.0,
-                                  label_noise=noise), 0)
-        model, _, _ = train_reward_model(fresh({**small, "max_seq_len": 128}), world.preferences, 3, 3e-3)
+        world = World(WorldConfig(preference_rows=900, heldout_rows=300, temperature=0.2,
+                                  helpful_weight=0.0, label_noise=noise), 0)
+        model, _, _ = train_reward_model(fresh({**small, "max_seq_len": 128}), world.preferences,
+                                         3, 3e-3)
         found[noise] = evaluate_reward_accuracy(model, world.heldout_preferences)
     bayes = world.bayes_accuracy(world.heldout_preferences)
     assert found[0.0] > bayes - 0.05
     assert found[1.0] < 1 - bayes + 0.05
 
 
-# --- bookkeeping ------------------------------------------------------------------------------------------------------
-
-
-def test_accuracy_counts_a_tie_one_half(make_pairs, small):
-    model = fresh(small)
-    torch.nn.init.zeros_(model.head.weight)
-    assert evaluate_reward_accuracy(model, make_pairs(7)) == 0.5
-
-
-def test_margins_are_differences_of_scores_in_the_order_of_the_rows(make_pairs, make_reward):
-    rows, model = make_pairs(20), make_reward()
-    prompts = [row["prompt"] for row in rows]
-    expected = score(model, prompts, [row["chosen"] for row in rows]) - score(model, prompts,
-                                                                               [row["rejected"] for row in rows])
-    torch.testing.assert_close(reward_margins(model, rows), expected, rtol=1e-4, atol=1e-5)
-    assert evaluate_reward_accuracy(model, rows) == pytest.approx(float((expected > 0).float().mean()))
+# --- bookkeeping ----------------------------------------------------------------------------------
 
 
 def test_same_seed_same_bits(make_pairs, small, weights_equal):
-    models = [train_reward_model(fresh(small), make_pairs(40), 1, 1e-3, seed=seed)[0] for seed in (0, 0, 1)]
+    models = [train_reward_model(fresh(small), make_pairs(40), 1, 1e-3, seed=seed)[0]
+              for seed in (0, 0, 1)]
     assert weights_equal(models[0], models[1]) and not weights_equal(models[0], models[2])
 
 
 def test_accumulated_gradients_give_the_weights_of_the_whole_batch(make_pairs, small):
-    models = [train_reward_model(fresh(small), make_pairs(30), 1, 1e-4, batch_size=10, accumulate=parts,
-                                 precision="float32")[0]
+    models = [train_reward_model(fresh(small), make_pairs(30), 1, 1e-4, batch_size=10,
+                                 accumulate=parts, precision="float32")[0]
               for parts in (1, 3)]
     # These two move all rewards alike: their gradient is 0 but for rounding, which Adam enlarges.
     shifts = ("head.bias", "trunk.final_norm.bias")
-    for (name, whole), parts in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+    pairs = zip(models[0].named_parameters(), models[1].parameters(), strict=True)
+    for (name, whole), parts in pairs:
         if name not in shifts:
             torch.testing.assert_close(parts, whole, rtol=0, atol=1e-6)
 
 
-def test_resumed_reward_training_repeats_the_unbroken_run_bit_for_bit(make_pairs, small, check_resume):
+def test_resumed_reward_training_repeats_the_unbroken_run_bit_for_bit(make_pairs, small,
+                                                                      check_resume):
     def train(out, resume):
-        return train_reward_model(fresh(small), make_pairs(40), 2, 1e-3, batch_size=10, save_every=2, out=out,
-                                  resume=resume)[0]
+        return train_reward_model(fresh(small), make_pairs(40), 2, 1e-3, batch_size=10,
+                                  save_every=2, out=out, resume=resume)[0]
     check_resume(train)
 
 
@@ -119,7 +107,8 @@ def test_first_logged_loss_is_that_of_the_fresh_model(make_pairs, small, tmp_pat
     margins = reward_margins(model, rows)
     train_reward_model(model, rows, 1, batch_size=16, precision="float32", out=str(tmp_path))
     history = read_history(tmp_path)
-    assert history["loss"][0] == pytest.approx(float(-torch.nn.functional.logsigmoid(margins).mean()), abs=1e-5)
+    expected = float(-torch.nn.functional.logsigmoid(margins).mean())
+    assert history["loss"][0] == pytest.approx(expected, abs=1e-5)
     assert history["margin"][0] == pytest.approx(float(margins.mean()), abs=1e-5)
 
 
@@ -130,44 +119,38 @@ def test_bfloat16_trains(make_pairs, small):
 
 
 @pytest.mark.parametrize(("row", "message"), [
-    ({"prompt": "a", "chosen": "b", "rejected": "b"}, "row 1.*identical"), ({"prompt": "a", "chosen": "b"}, "row 1"),
+    ({"prompt": "a", "chosen": "b", "rejected": "b"}, "row 1.*identical"),
+    ({"prompt": "a", "chosen": "b"}, "row 1"),
     ({"prompt": "a", "chosen": "b", "rejected": 3}, "row 1.*int")])
 def test_bad_rows_raise(make_pairs, small, row, message):
     with pytest.raises(DataError, match=message):
         train_reward_model(fresh(small), [*make_pairs(1), row])
 
 
-# --- calibration ------------------------------------------------------------------------------------------------------
+# --- defaults -------------------------------------------------------------------------------------
 
 
-def test_calibration_bins_hold_every_pair_once_in_order_of_certainty():
-    bins = calibration(torch.randn(103), bins=5)
-    assert sum(b["pairs"] for b in bins) == 103 and max(b["pairs"] for b in bins) - min(b["pairs"] for b in bins) <= 1
-    predicted = [b["predicted"] for b in bins]
-    assert predicted == sorted(predicted) and predicted[0] >= 0.5 and predicted[-1] <= 1
+def test_without_settings_it_does_what_the_command_does(make_pairs, small, weights_equal):
+    rows = make_pairs(20)
+    (command,) = parse("", [], RewardConfig)
+    model, losses, accuracies = train_reward_model(fresh(small), rows)
+    as_commanded, *expected = train_reward_model(fresh(small), rows, **vars(command))
+    assert weights_equal(model, as_commanded) and [losses, accuracies] == expected
 
 
-def test_calibration_of_a_true_bradley_terry_model_is_on_the_diagonal():
-    generator = torch.Generator().manual_seed(0)
-    margins = 2 * torch.randn(20_000, generator=generator)
-    agree = torch.rand(20_000, generator=generator) < margins.abs().sigmoid()
-    for b in calibration(torch.where(agree, margins.abs(), -margins.abs())):
-        assert abs(b["predicted"] - b["observed"]) < 4 * math.sqrt(0.25 / b["pairs"])
+def test_defaults_are_those_of_the_config():
+    parameters = inspect.signature(train_reward_model).parameters
+    assert parameters["num_epochs"].default == RewardConfig().num_epochs
+    assert parameters["lr"].default == RewardConfig().lr
 
 
-def test_calibration_shows_overconfidence():
-    margins = torch.cat([torch.full((60,), 9.0), torch.full((40,), -9.0)])
-    assert all(b["predicted"] > 0.99 for b in calibration(margins))
-    assert sum(b["observed"] * b["pairs"] for b in calibration(margins)) == pytest.approx(60)
-
-
-def test_calibration_of_fewer_pairs_than_bins_has_no_empty_bin():
-    assert [b["pairs"] for b in calibration(torch.tensor([1.0, -2.0]), bins=5)] == [1, 1]
-
-
-def test_accuracy_by_fault_counts_the_pairs_where_only_the_rejected_answer_has_it(world):
-    prompt = "What is the capital of France?"
-    rows = [{"prompt": prompt, "chosen": "It is Paris.", "rejected": rejected}
-            for rejected in ("It is Rome.", "It is Oslo.", "It is Paris. Any fool knows.")]
-    found = accuracy_by_fault(world, rows, torch.tensor([1.0, -1.0, 2.0]))
-    assert found == {"wrong": 0.5, "rude": 1.0}
+def test_a_language_modelling_loss_beside_keeps_the_responses_likely(make_pairs, small, tmp_path):
+    rows, found = make_pairs(40), {}
+    for lm_coeff in (0.0, 0.5):
+        out = str(tmp_path / str(lm_coeff))
+        train_reward_model(fresh(small), rows, 4, 3e-3, lm_coeff=lm_coeff, out=out)
+        found[lm_coeff] = read_history(out)
+    assert "lm_loss" not in found[0.0]
+    assert found[0.5]["lm_loss"][-1] < found[0.5]["lm_loss"][0] - 0.5
+    first = {name: history["loss"][0] for name, history in found.items()}
+    assert first[0.5] == pytest.approx(first[0.0] + 0.5 * found[0.5]["lm_loss"][0], abs=1e-2)

@@ -1,0 +1,86 @@
+"""Texts -> examples: a prompt and its responses as ids, truncated to fit the model.
+
+An *example* is what one term of a loss needs: a prompt with one response (SFT), with two (chosen
+and rejected), or with none (a prompt for PPO to answer).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from minigpt.errors import UserError
+from minigpt.tokenizer import EOS, SEP, encode
+
+Text = str | list[int]  # a response: its text, or the ids that a model generated
+
+
+class Example(NamedTuple):
+    """Ids are stored as bytes (every id is one), since there may be a million rows."""
+
+    prompt: bytes                  # SEP included
+    responses: tuple[bytes, ...]   # EOS included
+    is_truncated: bool = False     # a response did not fit, so it ends without EOS
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt) + sum(map(len, self.responses))
+
+
+class NoRoomError(UserError):
+    """The prompt alone fills max_seq_len, so there is no room for a response."""
+
+
+def tokenize_prompt(prompt: str, max_seq_len: int) -> list[int]:
+    """`prompt SEP`; an empty prompt is `EOS`, since plain text begins where another text ended.
+
+    Raises NoRoomError unless at least one more token fits.
+    """
+    ids = [*encode(prompt), SEP] if prompt else [EOS]
+    if len(ids) >= max_seq_len:
+        raise NoRoomError(f"the prompt {prompt[:40]!r}... takes {len(ids)} of max_seq_len="
+                          f"{max_seq_len} tokens and leaves no room for a response: shorten it "
+                          "or raise max_seq_len")
+    return ids
+
+
+def tokenize_example(prompt: str, responses: Sequence[Text], max_seq_len: int) -> Example:
+    """`prompt SEP` and each `response EOS`, truncated so that both together fit into max_seq_len.
+
+    A truncated response loses its EOS: a text that stops in the middle must not teach the model to
+    end there.  A response given as ids (from `generate`) is used as it is, so that what is scored
+    is what was sampled.  Raises NoRoomError if the prompt leaves no room.
+    """
+    prompt_ids = tokenize_prompt(prompt, max_seq_len)
+    room = max_seq_len - len(prompt_ids)
+    ids = [[*encode(r), EOS] if isinstance(r, str) else list(r) for r in responses]
+    return Example(bytes(prompt_ids), tuple(bytes(i[:room]) for i in ids),
+                   is_truncated=any(len(i) > room for i in ids))
+
+
+def tokenize_examples(rows: Sequence[tuple[str, Sequence[Text]]],
+                      max_seq_len: int) -> list[Example]:
+    """(prompt, responses) -> examples; prints one line if any row was truncated or dropped.
+
+    Raises ValueError if no row is left.
+    """
+    kept, dropped, truncated = [], [], []
+    for index, (prompt, responses) in enumerate(rows):
+        try:
+            kept.append(tokenize_example(prompt, responses, max_seq_len))
+        except NoRoomError:
+            dropped.append(index)
+            continue
+        if kept[-1].is_truncated:
+            truncated.append(index)
+    print_row_count("truncated a response in", truncated, len(rows), max_seq_len)
+    print_row_count("no room for a response, so dropped", dropped, len(rows), max_seq_len)
+    if not kept:
+        raise ValueError("no row is left to train on" if rows else
+                         "rows is empty: there is nothing to train on")
+    return kept
+
+
+def print_row_count(what: str, indices: Sequence[int], total: int, max_seq_len: int) -> None:
+    """Print how many rows did not fit, and the first five; nothing if all did."""
+    if indices:
+        print(f"max_seq_len={max_seq_len}: {what} {len(indices)} of {total} rows "
+              f"(the first: {list(indices[:5])})")

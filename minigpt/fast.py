@@ -1,0 +1,81 @@
+"""What makes the model fast on a CPU.  Each function here computes a plain formula, faster:
+
+    by_token(layer, x)                 layer(x)
+    by_row(attention, q, k, v, mask)   attention(q, k, v, mask)
+    select(x, (rows, columns))         x[rows, columns]
+
+Two things cost time on a CPU.  What does not fit into the CPU cache (a few MB) is read from memory
+again by the next operation: so long inputs are worked on in pieces that do fit.  And oneDNN, which
+multiplies, prepares itself for every new shape of matrix: so there are few shapes.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minigpt.processor import onednn_matmul, size_step
+
+Positions = tuple[Tensor, Tensor]  # rows (N,) and columns (N,) of N tokens of a batch
+
+TOKENS_AT_ONCE = 1024
+SCORES_BYTES = 8 * 2**20  # attention scores at once
+
+
+def by_token(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """layer(x), for a layer that works on each token (..., D) alone.
+
+    On a CPU, 1024 tokens at a time, the last piece filled up with zeros.
+    """
+    tokens = x.flatten(0, -2)
+    missing = -len(tokens) % min(128, size_step(len(tokens)))
+    if x.device.type != "cpu" or (missing == 0 and len(tokens) <= TOKENS_AT_ONCE):
+        return layer(x)
+    pieces = F.pad(tokens, (0, 0, 0, missing)).split(TOKENS_AT_ONCE)
+    return torch.cat([layer(piece) for piece in pieces])[:len(tokens)].view(*x.shape[:-1], -1)
+
+
+def by_row(attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor,
+           mask: Tensor | None) -> Tensor:
+    """attention(q, k, v, mask), causal if there is no mask, with the heads last: (B, T, H, K).
+
+    On a CPU the formula is twice as fast as PyTorch's fused kernel, for as many rows at a time as
+    have scores that fit into the CPU cache.  Its price is memory: for the gradient it keeps B H T S
+    probabilities.  The fused kernel is used on a GPU, and in decoding (one query, which sees every
+    key), where MKL is the faster library.
+    """
+    T, S = q.shape[2], k.shape[2]
+    if q.device.type != "cpu":
+        causal = mask is None and T > 1
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal).transpose(1, 2)
+    if T == 1:
+        with onednn_matmul(False):
+            return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2)
+    if mask is None:
+        mask = torch.full((T, S), -torch.inf, dtype=q.dtype).triu(S - T + 1)
+    mask = mask.expand(len(q), 1, T, S)
+    rows = SCORES_BYTES / (q.shape[1] * T * S * q.element_size())
+    rows = 2 ** int(math.log2(max(1, rows)))  # a power of two, for few shapes
+    pieces = zip(*(x.split(rows) for x in (q, k, v, mask)), strict=True)
+    with torch.autocast("cpu", enabled=False):
+        return torch.cat([attention(*piece).transpose(1, 2) for piece in pieces])
+
+
+def select(x: Tensor, at: Positions) -> Tensor:
+    """x[rows, columns], (B, T, D) -> (N, D); the gradient is many times faster."""
+    rows, columns = at
+    return x.flatten(0, 1).index_select(0, rows * x.shape[1] + columns)
+
+
+def additive_mask(visible: Tensor, x: Tensor) -> Tensor:
+    """What attention adds to its scores, made once for all layers: (B, T, S) -> (B, 1, T, S).
+
+    0 where visible, -inf elsewhere, in the precision that x will be multiplied in.
+    """
+    device = x.device
+    autocast = torch.is_autocast_enabled(device.type)
+    dtype = torch.get_autocast_dtype(device.type) if autocast else x.dtype
+    zeros = torch.zeros(visible.shape, dtype=dtype, device=device)
+    return zeros.masked_fill(~visible, -torch.inf)[:, None]

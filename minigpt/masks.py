@@ -1,0 +1,46 @@
+"""Which tokens see which, and from which token each response token is predicted.
+
+Column t of the logits predicts token t + 1: this shift by one happens in `predictor_columns`, and
+nowhere else in the library.  `segments` is explained in minigpt/batching.py.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minigpt.fast import Positions
+
+
+def positions_and_visibility(segments: Tensor,
+                             see_prompt: bool = True) -> tuple[Tensor, Tensor | None]:
+    """Positions (B, T) and what is visible (B, T, T), so that each response seems to stand alone.
+
+    Of the tokens before it, a token sees the prompt and its own response; its position is how many
+    tokens it sees.  Padding stands at position 0, where nothing reads it.  Where plain causal
+    attention shows every token what it may see, the second is None.
+    """
+    if see_prompt and segments.max() < 2:
+        return torch.arange(segments.shape[1], device=segments.device) * (segments >= 0), None
+    visible = segments[:, :, None] == segments[:, None, :]
+    if see_prompt:
+        visible = visible | (segments == 0)[:, None, :]
+    visible = visible.tril()
+    return (visible.sum(-1) - 1) * (segments >= 0), visible
+
+
+def predictor_columns(segments: Tensor) -> Tensor:
+    """The column whose hidden state predicts each response token: (B, T) long.
+
+    It is the column before, and for the first token of any response the last one of the prompt.
+    Outside of responses the result means nothing.
+    """
+    columns = torch.arange(segments.shape[1], device=segments.device)
+    last_of_prompt = (segments > 0).int().argmax(1, keepdim=True) - 1
+    continues = F.pad(segments[:, 1:] == segments[:, :-1], (1, 0))
+    return torch.where(continues, columns - 1, last_of_prompt)
+
+
+def predictor_positions(segments: Tensor) -> Positions:
+    """Where the N response tokens are predicted from, in row order: rows (N,), columns (N,)."""
+    rows, columns = (segments > 0).nonzero(as_tuple=True)
+    return rows, predictor_columns(segments)[rows, columns]

@@ -1,0 +1,110 @@
+"""What optimises: AdamW with warm-up and decay, gradient clipping, precision, several processes."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minigpt import distributed
+from minigpt.processor import fast_precision, onednn_matmul
+from minigpt.settings import TrainingConfig
+
+
+class Optimizer:
+    """AdamW over one or several models.
+
+    models: what is trained, by name.  lrs: the peak learning rates that differ from config.lr, by
+    the same names.  num_steps: how many steps the rise and fall of the rate are spread over.
+    """
+
+    def __init__(self, models: Mapping[str, nn.Module], config: TrainingConfig, num_steps: int,
+                 lrs: Mapping[str, float] | None = None, eps: float = 1e-8):
+        self.models, self.config, self.num_steps = models, config, num_steps
+        self.device = next(next(iter(models.values())).parameters()).device
+        self.dtype = precision_of(config, self.device)
+        self.processes = (distributed.Shards if config.shard else distributed.Replicas)(
+            models, self.device)
+        groups = []
+        for name, model in models.items():
+            peak = (lrs or {}).get(name, config.lr)
+            for decay, dims in ((config.weight_decay, (2,)), (0.0, (0, 1))):  # matrices alone decay
+                parameters = [p for p in model.parameters() if p.dim() in dims]
+                groups.append({"params": parameters, "lr": peak, "peak": peak,
+                               "weight_decay": decay})
+        self.adamw = torch.optim.AdamW(groups, betas=(0.9, 0.99), eps=eps, fused=True)
+        self.where: Callable[[], str] = lambda: ""
+
+    @contextmanager
+    def precision(self) -> Iterator[None]:
+        """The arithmetic of forward passes: bfloat16 products where config.precision says so.
+
+        Casts are not cached: PPO steps several times within one, and a cached weight would be the
+        weight before the step.
+        """
+        kind = self.device.type
+        with onednn_matmul(), nullcontext() if self.dtype == "float32" else \
+                torch.autocast(kind, torch.bfloat16, cache_enabled=False):
+            yield
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of this loss.  Raises FloatingPointError if it is not finite."""
+        if not torch.isfinite(loss):
+            self._fail(f"the loss is {loss.item()}")
+        self.processes.before_backward()
+        with self.precision():
+            loss.backward()
+
+    def step(self) -> float:
+        """Clip the gradient, step, and clear it.  Returns its length before clipping.
+
+        Each model is clipped on its own.  Raises FloatingPointError if a gradient is not finite.
+        """
+        most = self.config.max_grad_norm
+        norms = torch.stack([distributed.gathered(
+            nn.utils.clip_grad_norm_(model.parameters(), most)) for model in self.models.values()])
+        if not torch.isfinite(norms).all():
+            self._fail("the gradient is not finite, though the loss is")
+        self.adamw.step()
+        self.zero_grad()
+        return float(norms.square().sum().sqrt())
+
+    def zero_grad(self) -> None:
+        """Forget the gradient."""
+        self.adamw.zero_grad(set_to_none=True)
+
+    def begin_step(self, step: int, where: Callable[[], str]) -> None:
+        """Set the learning rate of this step; `where()` says what an error should add."""
+        self.where = where
+        for group in self.adamw.param_groups:
+            group["lr"] = group["peak"] * self.schedule(step)
+
+    def schedule(self, step: int) -> float:
+        """The learning rate over its peak: a linear warm-up, then a cosine down to final_lr."""
+        warmup = max(1, round(self.config.warmup * self.num_steps))
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = (step - warmup) / max(1, self.num_steps - warmup)
+        cosine = 0.5 * (1 + math.cos(math.pi * progress))
+        return self.config.final_lr + (1 - self.config.final_lr) * cosine
+
+    @property
+    def learning_rate(self) -> float:
+        return self.adamw.param_groups[0]["lr"]
+
+    def state_dict(self) -> dict[str, Any]:
+        """AdamW's state for all weights, gathered from all processes."""
+        return self.processes.optimizer_state(self.adamw)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.processes.load_optimizer_state(self.adamw, state)
+
+    def _fail(self, what: str) -> None:
+        raise FloatingPointError(f"{what}; no weight was changed by it. {self.where()}")
+
+
+def precision_of(config: TrainingConfig, device: torch.device) -> str:
+    """config.precision, with "auto" decided for this device."""
+    return fast_precision(device) if config.precision == "auto" else config.precision

@@ -1,0 +1,67 @@
+"""Scores of responses, and how well they rank pairs."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from data.examples import preference_examples
+from data.preferences import Record
+from data.world import World
+from minigpt.batching import Batches
+from minigpt.examples import Text, print_row_count, tokenize_example
+from minigpt.logprobs import map_examples
+from minigpt.metrics import preference_accuracy
+from reward.model import RewardModel
+
+
+def score(model: RewardModel, prompts: Sequence[str], responses: Sequence[Text],
+          batch_size: int = 128) -> Tensor:
+    """The reward of each response, a text or ids as `generate` returned them: (B,).
+
+    A pair longer than max_seq_len is read up to there; one printed line says how many were.
+    """
+    examples = [tokenize_example(prompt, [response], model.max_seq_len)
+                for prompt, response in zip(prompts, responses, strict=True)]
+    truncated = [index for index, example in enumerate(examples) if example.is_truncated]
+    print_row_count("truncated a response in", truncated, len(examples), model.max_seq_len)
+    return rewards_of_examples(model, Batches(examples, batch_size))[:, 0]
+
+
+def reward_margins(model: RewardModel, rows: Sequence[Mapping]) -> Tensor:
+    """Chosen reward minus rejected reward of each row, on the CPU: (N,)."""
+    examples = preference_examples(rows, model.max_seq_len)
+    rewards = rewards_of_examples(model, Batches(examples, 64))
+    return (rewards[:, 0] - rewards[:, 1]).cpu()
+
+
+def rewards_of_examples(model: RewardModel, batches: Batches) -> Tensor:
+    """The reward of every response of every example, without a gradient: (N, k)."""
+    return map_examples(model.rewards, batches, model.device)
+
+
+def evaluate_reward_accuracy(model: RewardModel, rows: Sequence[Mapping]) -> float:
+    """Share of rows whose chosen response has the higher reward; a tie counts one half."""
+    return float(preference_accuracy(reward_margins(model, rows)))
+
+
+def calibration(margins: Tensor, bins: int = 5) -> list[dict[str, float]]:
+    """Predicted against observed preference rate, in bins of equally many pairs.
+
+    Each pair is taken in the order that the model prefers, so predicted = sigmoid(|margin|) is
+    between 0.5 and 1, and observed is how often the annotators agreed.
+    """
+    order = margins.abs().argsort()
+    return [{"predicted": float(margins[part].abs().sigmoid().mean()),
+             "observed": float((margins[part] > 0).float().mean()), "pairs": len(part)}
+            for part in order.tensor_split(bins) if len(part)]
+
+
+def accuracy_by_fault(world: World, rows: Sequence[Record], margins: Tensor) -> dict[str, float]:
+    """For each fault: the share ranked right of the pairs where only the rejected has it."""
+    ranked_right: dict[str, list[bool]] = {}
+    for row, margin in zip(rows, margins.tolist(), strict=True):
+        chosen, rejected = (world.judge(row["prompt"], row[side]).faults
+                            for side in ("chosen", "rejected"))
+        for fault in set(rejected) - set(chosen):
+            ranked_right.setdefault(fault, []).append(margin > 0)
+    return {fault: sum(hits) / len(hits) for fault, hits in sorted(ranked_right.items())}

@@ -1,0 +1,50 @@
+"""The models that other stages start from: the base model, and the SFT model made from it."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from data.task import Task
+from minigpt.checkpoint import save_checkpoint
+from minigpt.command import CommandConfig, check_device, load_model
+from minigpt.model import MiniGPT
+from minigpt.recipes import settings_of_start
+from minigpt.settings import TrainingConfig
+from sft.train import SFTConfig, sft_train
+
+
+def plain_text_rows(texts: Sequence[str]) -> list[dict[str, str]]:
+    """Plain text is a response to an empty prompt."""
+    return [{"prompt": "", "response": text} for text in texts]
+
+
+def train_base_model(task: Task, config: SFTConfig, device: str = "cpu") -> MiniGPT:
+    """A fresh model that has read the task's plain text; if there is none, it stays untrained."""
+    torch.manual_seed(config.seed)
+    model = MiniGPT(max_seq_len=task.max_seq_len).to(check_device(device))
+    if task.plain_text:
+        base_config = replace(config, num_epochs=1, lr=config.base_lr, out=f"{config.out}/base")
+        model, _ = sft_train(model, plain_text_rows(task.plain_text), **vars(base_config))
+    return model.eval()
+
+
+def train_sft_model(base: MiniGPT, task: Task, config: SFTConfig) -> tuple[MiniGPT, list[float]]:
+    """A copy of the base model, trained on demonstrations and, against forgetting, plain text."""
+    mixed_in = task.plain_text[:round(config.plain_share * len(task.sft_rows))]
+    rows = task.sft_rows + plain_text_rows(mixed_in)
+    return sft_train(copy.deepcopy(base), rows, **vars(config))
+
+
+def starting_point(task: Task, command: CommandConfig, config: TrainingConfig) -> MiniGPT:
+    """The SFT model that another stage starts from: from --init, or trained in its folder."""
+    if command.init is not None:
+        return load_model(command.init, MiniGPT, "--init", command.device)
+    print("no --init given: training an SFT model to start from")
+    sft_config = settings_of_start(SFTConfig, "sft", config, command.quick, task.world is None)
+    base = train_base_model(task, sft_config, command.device)
+    model, _ = train_sft_model(base, task, sft_config)
+    save_checkpoint(model, Path(sft_config.out) / "model.pt")
+    return model

@@ -1,0 +1,38 @@
+import torch
+
+from minigpt.masks import positions_and_visibility, predictor_columns, predictor_positions
+
+
+def seen(visible):
+    """The columns that each token of the first row sees."""
+    return [row.nonzero()[:, 0].tolist() for row in visible[0]]
+
+
+def test_responses_of_one_row_see_the_prompt_and_themselves_and_not_each_other():
+    positions, visible = positions_and_visibility(torch.tensor([[0, 0, 1, 1, 2, 2, 2, -1]]))
+    assert positions.tolist() == [[0, 1, 2, 3, 2, 3, 4, 0]]
+    assert seen(visible)[:7] == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3],
+                                 [0, 1, 4], [0, 1, 4, 5], [0, 1, 4, 5, 6]]
+
+
+def test_without_the_prompt_a_response_sees_itself_alone():
+    segments = torch.tensor([[0, 0, 1, 1, 2, 2, 2, -1]])
+    positions, visible = positions_and_visibility(segments, see_prompt=False)
+    assert positions.tolist() == [[0, 1, 0, 1, 0, 1, 2, 0]]
+    assert seen(visible)[:7] == [[0], [0, 1], [2], [2, 3], [4], [4, 5], [4, 5, 6]]
+
+
+def test_rows_of_one_response_need_no_mask():
+    positions, visible = positions_and_visibility(torch.tensor([[0, 0, 1, 1, -1]]))
+    assert positions.tolist() == [[0, 1, 2, 3, 0]]
+    assert visible is None
+
+
+def test_first_token_of_every_response_is_predicted_from_the_end_of_the_prompt():
+    segments = torch.tensor([[0, 0, 1, 1, 2, 2, 2, -1], [0, 1, 2, 2, -1, -1, -1, -1]])
+    found = predictor_columns(segments)
+    assert found[0, 2:7].tolist() == [1, 2, 1, 4, 5]
+    assert found[1, 1:4].tolist() == [0, 0, 2]
+    rows, columns = predictor_positions(segments)
+    assert rows.tolist() == [0] * 5 + [1] * 3
+    assert columns.tolist() == [1, 2, 1, 4, 5, 0, 0, 2]

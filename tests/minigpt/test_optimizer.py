@@ -1,0 +1,121 @@
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from minigpt.optimizer import Optimizer
+from minigpt.settings import TrainingConfig
+
+
+class Weight(nn.Module):
+    """A 'model' with one matrix and one vector."""
+
+    def __init__(self, value=1.0):
+        super().__init__()
+        self.matrix = nn.Parameter(torch.full((2, 3), value))
+        self.vector = nn.Parameter(torch.full((3,), value))
+
+    def sum(self):
+        return self.matrix.sum() + self.vector.sum()
+
+
+def optimizer_of(model, num_steps=1, **settings):
+    """An optimizer at the beginning of its first step."""
+    optimizer = Optimizer({"model": model}, TrainingConfig(**settings), num_steps)
+    optimizer.begin_step(0, lambda: "this was the first step")
+    return optimizer
+
+
+# --- the schedule --------------------------------------------------------------------------------
+
+
+def test_schedule_rises_linearly_and_falls_as_a_cosine_to_its_end():
+    optimizer = optimizer_of(Weight(), 100, warmup=0.1, final_lr=0.2)
+    shares = [optimizer.schedule(step) for step in range(101)]
+    assert shares[:10] == pytest.approx([(n + 1) / 10 for n in range(10)])
+    assert shares[10] == pytest.approx(1.0)
+    assert shares[55] == pytest.approx((1 + 0.2) / 2)  # half-way down
+    assert shares[100] == pytest.approx(0.2)
+    assert all(a > b for a, b in pairwise(shares[10:]))
+
+
+def test_schedule_of_a_single_step_is_the_peak():
+    assert optimizer_of(Weight()).schedule(0) == 1.0
+
+
+def test_learning_rate_of_a_step_is_peak_times_schedule():
+    optimizer = optimizer_of(Weight(), 10, lr=3e-3)
+    for step in range(10):
+        optimizer.begin_step(step, lambda: "")
+        assert optimizer.learning_rate == pytest.approx(3e-3 * optimizer.schedule(step))
+
+
+def test_each_model_has_its_own_peak_rate():
+    models = {"policy": Weight(), "value": Weight()}
+    config = TrainingConfig(lr=0.1, warmup=0.0)
+    optimizer = Optimizer(models, config, 1, lrs={"value": 0.5})
+    optimizer.begin_step(0, lambda: "")
+    optimizer.backward(sum(model.sum() for model in models.values()))
+    optimizer.step()
+    for model, lr in zip(models.values(), (0.1, 0.5), strict=True):
+        # Adam's first step has the length of the rate
+        assert torch.allclose(1 - model.matrix, torch.tensor(lr), atol=1e-5)
+
+
+# --- one step ------------------------------------------------------------------------------------
+
+
+def test_weight_decay_pulls_matrices_and_leaves_vectors():
+    model = Weight()
+    optimizer = optimizer_of(model, lr=0.1, weight_decay=0.5, warmup=0.0)
+    optimizer.backward(0.0 * model.sum())
+    optimizer.step()
+    assert torch.allclose(model.matrix, torch.tensor(1 - 0.1 * 0.5))
+    assert torch.equal(model.vector, torch.ones(3))
+
+
+def test_gradient_is_clipped_and_its_length_before_clipping_is_returned():
+    model, seen = Weight(), []
+    optimizer = optimizer_of(model, max_grad_norm=0.5)
+
+    def note_gradient(*_):
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+        seen.append(float(gradient.norm()))
+    optimizer.adamw.register_step_pre_hook(note_gradient)
+    optimizer.backward(4 * model.sum())
+    assert optimizer.step() == pytest.approx(4 * 3.0)  # nine weights, each with gradient 4
+    assert seen == pytest.approx([0.5], abs=1e-4)
+
+
+def test_gradients_add_up_until_the_step_or_until_they_are_forgotten():
+    model = Weight()
+    optimizer = optimizer_of(model)
+    optimizer.backward(model.sum())
+    optimizer.backward(model.sum())
+    assert torch.equal(model.vector.grad, torch.full((3,), 2.0))
+    optimizer.zero_grad()
+    assert model.vector.grad is None
+    optimizer.backward(model.sum())
+    optimizer.step()
+    assert model.vector.grad is None
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_loss_that_is_not_finite_raises_and_leaves_no_gradient(bad):
+    model = Weight()
+    optimizer = optimizer_of(model)
+    with pytest.raises(FloatingPointError, match=r"the loss is .*this was the first step"):
+        optimizer.backward(bad * model.sum())
+    assert model.matrix.grad is None
+
+
+def test_a_gradient_that_is_not_finite_raises_and_changes_no_weight():
+    model = Weight(0.0)
+    optimizer = optimizer_of(model)
+    optimizer.backward(model.matrix.sum() + model.vector.sqrt().sum())  # infinite slope at 0
+    message = r"gradient is not finite.*this was the first step"
+    with pytest.raises(FloatingPointError, match=message):
+        optimizer.step()
+    assert torch.equal(model.matrix, torch.zeros(2, 3))
+    assert torch.equal(model.vector, torch.zeros(3))

@@ -1,0 +1,103 @@
+import math
+
+import pytest
+import torch
+
+from minigpt import EOS, encode
+from reward import RewardModel, evaluate_reward_accuracy, score
+from reward.evaluate import accuracy_by_fault, calibration, reward_margins
+
+
+def flipped(rows):
+    return [{"prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"]}
+            for row in rows]
+
+
+# --- scores ---------------------------------------------------------------------------------------
+
+
+def test_score_does_not_depend_on_batch_size_or_order(make_reward, texts):
+    model = make_reward()
+    prompts, responses = zip(*texts, strict=True)
+    rewards = score(model, prompts, responses)
+    one_by_one = score(model, prompts, responses, batch_size=1)
+    torch.testing.assert_close(one_by_one, rewards, rtol=1e-5, atol=1e-5)
+    backwards = score(model, prompts[::-1], responses[::-1], 4)
+    torch.testing.assert_close(backwards, rewards.flip(0), rtol=1e-5, atol=1e-5)
+    assert not rewards.requires_grad
+
+
+def test_score_of_text_equals_that_of_its_ids_and_sees_the_end(make_reward):
+    model = make_reward()
+    text = score(model, ["a"], ["yes"])
+    assert torch.equal(text, score(model, ["a"], [[*encode("yes"), EOS]]))
+    assert abs(float(text - score(model, ["a"], [encode("yes")]))) > 1e-3
+
+
+def test_score_reports_what_it_truncated(make_reward, capsys):
+    score(make_reward(), ["a", "a"], ["b", "b" * 90])
+    assert "truncated a response in 1 of 2" in capsys.readouterr().out
+
+
+# --- accuracy -------------------------------------------------------------------------------------
+
+
+def test_accuracy_counts_a_tie_one_half(make_pairs, small):
+    model = RewardModel(**small)
+    torch.nn.init.zeros_(model.head.weight)
+    assert evaluate_reward_accuracy(model, make_pairs(7)) == 0.5
+
+
+def test_flipping_the_evaluation_gives_one_minus_the_accuracy(make_pairs, make_reward):
+    rows = make_pairs(50)
+    model = make_reward()
+    accuracy = evaluate_reward_accuracy(model, rows)
+    assert evaluate_reward_accuracy(model, flipped(rows)) == pytest.approx(1 - accuracy)
+
+
+def test_margins_are_differences_of_scores_in_the_order_of_the_rows(make_pairs, make_reward):
+    rows, model = make_pairs(20), make_reward()
+    prompts = [row["prompt"] for row in rows]
+    chosen = score(model, prompts, [row["chosen"] for row in rows])
+    rejected = score(model, prompts, [row["rejected"] for row in rows])
+    expected = chosen - rejected
+    torch.testing.assert_close(reward_margins(model, rows), expected, rtol=1e-4, atol=1e-5)
+    accuracy = float((expected > 0).float().mean())
+    assert evaluate_reward_accuracy(model, rows) == pytest.approx(accuracy)
+
+
+def test_accuracy_by_fault_counts_the_pairs_where_only_the_rejected_answer_has_it(world):
+    prompt = "What is the capital of France?"
+    rows = [{"prompt": prompt, "chosen": "It is Paris.", "rejected": rejected}
+            for rejected in ("It is Rome.", "It is Oslo.", "It is Paris. Any fool knows.")]
+    found = accuracy_by_fault(world, rows, torch.tensor([1.0, -1.0, 2.0]))
+    assert found == {"wrong": 0.5, "rude": 1.0}
+
+
+# --- calibration ----------------------------------------------------------------------------------
+
+
+def test_calibration_bins_hold_every_pair_once_in_order_of_certainty():
+    bins = calibration(torch.randn(103), bins=5)
+    pairs = [b["pairs"] for b in bins]
+    assert sum(pairs) == 103 and max(pairs) - min(pairs) <= 1
+    predicted = [b["predicted"] for b in bins]
+    assert predicted == sorted(predicted) and predicted[0] >= 0.5 and predicted[-1] <= 1
+
+
+def test_calibration_of_a_true_bradley_terry_model_is_on_the_diagonal():
+    generator = torch.Generator().manual_seed(0)
+    margins = 2 * torch.randn(20_000, generator=generator)
+    agree = torch.rand(20_000, generator=generator) < margins.abs().sigmoid()
+    for b in calibration(torch.where(agree, margins.abs(), -margins.abs())):
+        assert abs(b["predicted"] - b["observed"]) < 4 * math.sqrt(0.25 / b["pairs"])
+
+
+def test_calibration_shows_overconfidence():
+    margins = torch.cat([torch.full((60,), 9.0), torch.full((40,), -9.0)])
+    assert all(b["predicted"] > 0.99 for b in calibration(margins))
+    assert sum(b["observed"] * b["pairs"] for b in calibration(margins)) == pytest.approx(60)
+
+
+def test_calibration_of_fewer_pairs_than_bins_has_no_empty_bin():
+    assert [b["pairs"] for b in calibration(torch.tensor([1.0, -2.0]), bins=5)] == [1, 1]
