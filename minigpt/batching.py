@@ -9,7 +9,7 @@ To the model each response looks as if it stood alone behind the prompt (minigpt
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -50,6 +50,10 @@ class Batch:
     def lengths(self) -> Tensor:
         """(B,), the tokens of each row without its padding."""
         return (self.segments >= 0).sum(1)
+
+    def without_prompts(self) -> "Batch":
+        """The same responses, read as if they had no prompt: its tokens count as padding."""
+        return replace(self, segments=self.segments.masked_fill(self.segments == 0, -1))
 
     def to(self, device: torch.device) -> "Batch":
         return Batch(self.token_ids.to(device), self.segments.to(device), self.indices.to(device),

@@ -11,20 +11,17 @@ from torch import Tensor
 from minigpt.fast import Positions
 
 
-def positions_and_visibility(segments: Tensor,
-                             see_prompt: bool = True) -> tuple[Tensor, Tensor | None]:
+def positions_and_visibility(segments: Tensor) -> tuple[Tensor, Tensor | None]:
     """Positions (B, T) and what is visible (B, T, T), so that each response seems to stand alone.
 
     Of the tokens before it, a token sees the prompt and its own response; its position is how many
-    tokens it sees.  Padding stands at position 0, where nothing reads it.  Where plain causal
-    attention shows every token what it may see, the second is None.
+    tokens it sees.  Padding, on either side, stands at position 0, where nothing reads it.  Where
+    plain causal attention shows every token what it may see, the second is None.
     """
-    if see_prompt and segments.max() < 2:
+    if segments.max() < 2 and (segments[:, 0] >= 0).all():
         return torch.arange(segments.shape[1], device=segments.device) * (segments >= 0), None
-    visible = segments[:, :, None] == segments[:, None, :]
-    if see_prompt:
-        visible = visible | (segments == 0)[:, None, :]
-    visible = visible.tril()
+    same_segment = segments[:, :, None] == segments[:, None, :]
+    visible = (same_segment | (segments == 0)[:, None, :]).tril()
     return (visible.sum(-1) - 1) * (segments >= 0), visible
 
 

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from minigpt.batching import Batch
 from minigpt.fast import select
-from minigpt.logprobs import logps_of
+from minigpt.logprobs import logps_of, place
 from minigpt.masks import predictor_positions
 from reward.model import RewardModel, response_means
 
@@ -14,8 +14,15 @@ def rewards_and_logps(model: RewardModel, batch: Batch) -> tuple[Tensor, Tensor]
 
     Training the second to stay high is a regulariser (Yang et al. 2024, arXiv:2406.10216).
     """
-    masks, tokens = batch.response_masks, batch.token_ids[batch.response_mask]
-    hidden = model.hidden_states(batch)                                            # (B, T, D)
-    logits = model.logits(select(hidden, predictor_positions(batch.segments)))     # (N, V)
+    batch = model.as_read(batch)
+    masks = batch.response_masks
+    hidden = model.hidden_states(batch)                                                # (B, T, D)
     values = model.head_values(select(hidden, model.scored_positions(masks)))
-    return model.pool(values, masks), response_means(logps_of(logits, tokens), masks)
+    rewards = model.pool(values, masks)
+
+    rows, columns = predictor_positions(batch.segments)
+    predicted = batch.segments[rows, columns] >= 0      # without a prompt a first token is not
+    logits = model.logits(select(hidden, (rows[predicted], columns[predicted])))       # (N, V)
+    mask = place(predicted, batch.response_mask)
+    logps = logps_of(logits, batch.token_ids[mask])
+    return rewards, response_means(logps, masks & mask[:, None])

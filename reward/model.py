@@ -8,7 +8,7 @@ from minigpt.fast import Positions
 from minigpt.logprobs import place
 from minigpt.masks import positions_and_visibility, predictor_positions
 from minigpt.model import MiniGPT
-from minigpt.tokenizer import SEP, VOCAB_SIZE
+from minigpt.tokenizer import EOS, PAD, SEP, VOCAB_SIZE
 from minigpt.weights import copy_model_weights
 
 POOLINGS, READINGS = ("last", "mean"), ("both", "response")
@@ -22,8 +22,10 @@ class RewardModel(nn.Module):
     of it.  Read one token later, it would be the value of padding.  "mean": the mean over the
     response.  Where preferences depend on words and phrases, and rows are few, the model then
     learns from every token instead of one.
+    reads: "both", or "response" if the model is trained on responses without their prompts.  From
+    few rows it learns what is well said sooner than what answers the question.
 
-    Raises ValueError on another pooling.
+    Raises ValueError on another pooling or reading.
     """
 
     # what is called from outside (for FSDP's hooks)
@@ -65,23 +67,29 @@ class RewardModel(nn.Module):
         return self.trunk.device
 
     def forward(self, token_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Rewards of rows `prompt SEP response EOS`, padded on the right: (B, T) -> (B,).
+        """Rewards of rows `prompt SEP response EOS`, or `EOS response EOS`: (B, T) -> (B,).
 
-        lengths (B,): the tokens of each row without its padding; by default none is padding.
+        lengths (B,): the tokens of each row, if it is padded on the right.  By default every PAD is
+        padding, on either side.  A row without a prompt is a response as a whole.
+        Raises ValueError if a row is nothing but padding.
         """
-        T = token_ids.shape[1]
-        columns = torch.arange(T, device=token_ids.device)
-        real = columns < (T if lengths is None else lengths[:, None])
-        separators = (token_ids == SEP).int()
-        response = (separators.cumsum(1) - separators > 0) & real   # what follows the first SEP,
-        response = response | ~response.any(1, keepdim=True)        # or all, if there is none
+        if lengths is None:
+            real = token_ids != PAD
+        else:
+            real = torch.arange(token_ids.shape[1], device=token_ids.device) < lengths[:, None]
+        if not real.any(1).all():
+            raise ValueError("token_ids has a row that is nothing but padding")
+        first = real & (real.cumsum(1) == 1)
+        prompt_end = ((token_ids == SEP) & real | (token_ids == EOS) & first).int()
+        response = (prompt_end.cumsum(1) - prompt_end > 0) & real     # what follows the first end,
+        response = response | ~response.any(1, keepdim=True)          # or all, if there is none
         segments = response.long().masked_fill(~real, -1)
         return self.rewards(Batch(token_ids, segments, torch.empty(0)))[:, 0]
 
     def rewards(self, batch: Batch) -> Tensor:
         """The reward of every response of a batch: (B, k) for k responses a row."""
         masks = batch.response_masks
-        hidden = self.hidden_states(batch, self.scored_positions(masks))
+        hidden = self.hidden_states(self.as_read(batch), self.scored_positions(masks))
         return self.pool(self.head_values(hidden), masks)
 
     def values(self, batch: Batch) -> Tensor:
@@ -89,17 +97,19 @@ class RewardModel(nn.Module):
 
         The state before token t is read where t is predicted from.
         """
-        view = positions_and_visibility(batch.segments)
-        hidden = self.trunk.hidden_states(batch.token_ids, *view,
-                                          at=predictor_positions(batch.segments))
+        hidden = self.hidden_states(batch, predictor_positions(batch.segments))
         return place(self.head_values(hidden), batch.response_mask)
 
     # --- the parts of both -----------------------------------------------------------------------
 
     def hidden_states(self, batch: Batch, at: Positions | None = None) -> Tensor:
         """The trunk's output: (B, T, D), or (N, D) at N positions."""
-        view = positions_and_visibility(batch.segments, see_prompt=self.reads == "both")
-        return self.trunk.hidden_states(batch.token_ids, *view, at=at)
+        positions, visible = positions_and_visibility(batch.segments)
+        return self.trunk.hidden_states(batch.token_ids, positions, visible, at=at)
+
+    def as_read(self, batch: Batch) -> Batch:
+        """The batch as this model was trained to read it."""
+        return batch.without_prompts() if self.reads == "response" else batch
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The trunk's next-token logits: (..., D) -> (..., V)."""
