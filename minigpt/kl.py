@@ -20,7 +20,7 @@ def kl_k2(logps: Tensor, ref_logps: Tensor) -> Tensor:
 def kl_k3(logps: Tensor, ref_logps: Tensor) -> Tensor:
     """ref/pi - 1 - log(ref/pi).  Unbiased and never negative."""
     log_ratio = ref_logps - logps
-    return log_ratio.exp() - 1 - log_ratio
+    return log_ratio.expm1() - log_ratio  # exp() - 1 would cancel near 0
 
 
 def exact_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
