@@ -35,6 +35,7 @@ from minigpt.model import MiniGPT
 from minigpt.options import option
 from minigpt.run_folder import read_history
 from minigpt.sampling import Response, generate
+from minigpt.seeding import seed_of
 from reward.evaluate import evaluate_reward_accuracy, score
 from reward.model import RewardModel
 
@@ -154,10 +155,10 @@ def best_of_n(pool: Answers, reward: RewardModel, config: CompareConfig) -> Answ
                    [pool.responses[i] for i in chosen], {"kl_nats_per_response": kl})
 
 
-def sampled(name: str, policy: MiniGPT, task: Task, config: CompareConfig, seed: int) -> Answers:
+def sampled(name: str, policy: MiniGPT, task: Task, config: CompareConfig) -> Answers:
     """`samples` answers of the policy to each held-out prompt."""
     return Answers(name, *sample_responses(policy, task.heldout_prompts, config.samples,
-                                           config.max_new_tokens, seed))
+                                           config.max_new_tokens, seed_of(config.seed, name)))
 
 
 def sample_pool(policy: MiniGPT, task: Task, config: CompareConfig) -> Answers:
@@ -167,7 +168,7 @@ def sample_pool(policy: MiniGPT, task: Task, config: CompareConfig) -> Answers:
     for index, prompt in enumerate(bar):
         pool.prompts += [prompt] * config.pool
         pool.responses += generate(policy, [prompt] * config.pool, config.max_new_tokens,
-                                   seed=config.seed * 1_000_003 + index)
+                                   seed=seed_of(config.seed, "pool", index))
     return pool
 
 
@@ -194,10 +195,10 @@ def measure(task: Task, models: dict[str, Any],
     """Sample from every method and measure the answers.  The frontier is None without a world."""
     reference, reward = models["sft"], models["reward"]
     pool = sample_pool(reference, task, config)
-    rows = [sampled("SFT", reference, task, config, config.seed + 1),
+    rows = [sampled("SFT", reference, task, config),
             best_of_n(pool, reward, config),
-            sampled("PPO", models["ppo"], task, config, config.seed + 2),
-            sampled("DPO", models["dpo"], task, config, config.seed + 3)]
+            sampled("PPO", models["ppo"], task, config),
+            sampled("DPO", models["dpo"], task, config)]
     for row, policy in zip(rows, (reference, None, models["ppo"], models["dpo"]), strict=True):
         if policy is None:  # best-of-n has no policy of its own: the reward model decides
             row.figures["preference_accuracy"] = \

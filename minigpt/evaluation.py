@@ -19,6 +19,7 @@ WORD = re.compile(r"\w+")
 FURTHEST_KL = 20.0  # nats per response; the methods here end at 1 to 3
 
 Measure = Callable[[Sequence[str], Sequence[str]], dict[str, float]]  # of prompts and responses
+Score = Callable[[Sequence[str], Sequence[list[int]]], Tensor]         # the same, as sampled ids
 
 
 def sample_responses(policy: MiniGPT, prompts: Sequence[str], samples: int, max_new_tokens: int,
@@ -82,14 +83,17 @@ def kl_to_reference(policy: MiniGPT, reference: MiniGPT, prompts: Sequence[str],
 
 
 def evaluate_policy(policy: MiniGPT, reference: MiniGPT, prompts: Sequence[str], samples: int,
-                    max_new_tokens: int, seed: int,
-                    measure: Measure | None = None) -> dict[str, float]:
-    """Sample responses and report on them: text measures, KL to the reference, and `measure`."""
+                    max_new_tokens: int, seed: int, measure: Measure | None = None,
+                    score: Score | None = None) -> dict[str, float]:
+    """Sample responses and report on them: text measures, KL to the reference, what `measure` says
+    of the texts, and the mean `score` (of a reward model) as proxy_reward."""
     repeated, responses = sample_responses(policy, prompts, samples, max_new_tokens, seed)
     figures = {**text_measures(responses),
                **kl_to_reference(policy, reference, repeated, responses)}
     if measure is not None:
         figures |= measure(repeated, [response.text for response in responses])
+    if score is not None:
+        figures["proxy_reward"] = float(score(repeated, [r.ids for r in responses]).mean())
     return figures
 
 

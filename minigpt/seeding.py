@@ -1,11 +1,14 @@
-"""Random numbers that depend on what they are for, and on nothing that happened before."""
+"""Random numbers that depend on what they are for, and not on what was drawn before."""
+
+import hashlib
 
 import torch
 
 
 def seed_of(seed: int, purpose: str, step: int = 0, rank: int = 0) -> int:
-    """A seed for one purpose, at one step, in one process."""
-    return seed * 1_000_003 + step + 10**9 * rank
+    """A seed for one purpose, at one step, in one process: from 0 to 2^63 - 1."""
+    digest = hashlib.sha256(f"{seed} {purpose} {step} {rank}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def seeded(seed: int, purpose: str, step: int = 0, rank: int = 0,

@@ -8,6 +8,7 @@ import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean
 
@@ -55,12 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if distributed.rank() > 0:  # only the first process reports
         return
 
-    def measure(prompts: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
-        return {"proxy_reward": float(score(reward, prompts, texts).mean()),
-                **task.measure(prompts, texts)}
-
     before, after = (evaluate_policy(model, reference, task.heldout_prompts, command.samples,
-                                     command.max_new_tokens, config.seed, measure)
+                                     command.max_new_tokens, config.seed, task.measure,
+                                     partial(score, reward))
                      for model in (reference, policy))
     history = read_history(out)
     summary = {**after,
