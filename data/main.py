@@ -7,13 +7,13 @@ from pathlib import Path
 from data.files import save_jsonl
 from data.world import World, WorldConfig
 from minigpt.command import run_command
-from minigpt.options import option, parse
+from minigpt.options import Settings, option, parse
 
 
 @dataclass
-class DataConfig:
+class DataConfig(Settings):
     out: str = option("runs/data", "folder for the files")
-    seed: int = option(0, "random seed of the world and its data")
+    seed: int = option(0, "random seed of the world and its data", at_least=0)
     quick: bool = option(False, "write fewer rows")
 
 

@@ -1,200 +1,215 @@
-"""Preference and SFT records: check, load, truncate, split.
+"""Preferences, demonstrations and prompts: checked rows of the caller, or loaded from files.
 
 Inside the library a preference is {"prompt", "chosen", "rejected"} and a demonstration {"prompt",
-"response"}.  Other layouts and spellings (`data.layouts`) are accepted only where data comes in.
+"response"}.  Other layouts and spellings (data/layouts.py) are accepted only where data comes in.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from data.files import DataError, read_rows
-from data.layouts import SPELLINGS, demonstration_columns, preference_columns, spelled
+from data.conversations import parsed_columns
+from data.files import DataError, files_of, is_blank, read_rows, rows_of_columns
+from data.layouts import (
+    SPELLINGS,
+    BadLabelError,
+    Reading,
+    Record,
+    read_demonstrations,
+    read_preference,
+    read_prompt,
+)
 
-PREFERENCE_COLUMNS = ("prompt", "chosen", "rejected")
-SFT_COLUMNS = ("prompt", "response")
+MOST_UNUSABLE_SHARE, MOST_UNUSABLE_ROWS = 0.1, 5  # above both, it is the wrong file or columns
+MESSAGE_COLUMNS = {spelling: column in ("history", "messages")  # which hold nothing else
+                   for column in ("prompt", "chosen", "rejected", "response", "history", "messages")
+                   for spelling in SPELLINGS[column]}
 
-Record = dict[str, str]
+Rows = Sequence[Mapping] | Mapping
+Reader = Callable[[Any, str], Reading]
 
 
-def check_preferences(rows: Sequence[Mapping]) -> list[Record]:
+class Located(NamedTuple):
+    """A record, where it is in its file, and what of its file must stay on one side of a split."""
+
+    place: str
+    record: Record
+    group: str  # the first prompt of its row, or its text if that has no prompt
+
+
+# --- rows of the caller ---------------------------------------------------------------------------
+
+
+def check_preferences(rows: Rows, allow_ties: bool = False) -> list[Record]:
     """Rows in any accepted layout -> {"prompt", "chosen", "rejected"}, in order.
 
     Raises DataError, naming the row (counted from 0), if a column is missing, a field is empty or
-    not text, or chosen and rejected are identical, since no loss can learn from that.
+    not text, or, unless ties are allowed, if chosen and rejected are identical, since no loss can
+    learn from that.
     """
-    records = [preference(row, f"row {index}")[0] for index, row in enumerate(rows)]
+    records = [record for reading in _checked(rows, read_preference) for record in reading.records]
     for index, record in enumerate(records):
-        if record["chosen"] == record["rejected"]:
+        if not allow_ties and record["chosen"] == record["rejected"]:
             raise DataError(f"row {index}: chosen and rejected are identical "
                             f"({record['chosen'][:40]!r}), so there is nothing to prefer: drop the "
                             "row")
-    return _not_empty(records)
-
-
-def check_sft(rows: Sequence[Mapping]) -> list[Record]:
-    """Rows in any accepted layout -> {"prompt", "response"}; an empty prompt means plain text.
-
-    A preference row counts as a demonstration of its chosen response.
-    Raises DataError, naming the row, if a column is missing or a field is not usable.
-    """
-    return _not_empty([demonstration(row, f"row {index}")[0] for index, row in enumerate(rows)])
-
-
-def preference(row: Mapping, where: str) -> tuple[Record, str]:
-    """One row -> (record, layout it was in).  Raises DataError beginning with `where`."""
-    columns, layout = preference_columns(_mapping(row, where), where)
-    return _record(columns, PREFERENCE_COLUMNS, where), layout
-
-
-def demonstration(row: Mapping, where: str) -> tuple[Record, str]:
-    """One row -> (record, layout it was in).  Raises DataError beginning with `where`."""
-    columns, layout = demonstration_columns(_mapping(row, where), where)
-    return _record(columns, SFT_COLUMNS, where, may_be_empty=("prompt",)), layout
-
-
-def load_preferences(path: str | Path) -> list[Record]:
-    """Load and check the preference rows of a file; one printed line says what was found.
-
-    Pairs of identical responses are left out, and another line counts them.
-    Raises FileNotFoundError, or DataError naming the file, the line and what to change.
-    """
-    return [record for _, record in read_records(path, preference)]
-
-
-def load_sft(path: str | Path) -> list[Record]:
-    """Load and check the demonstrations of a file; one printed line says what was found.
-
-    Raises FileNotFoundError, or DataError naming the file, the line and what to change.
-    """
-    return [record for _, record in read_records(path, demonstration)]
-
-
-def read_records(path: str | Path, read: Callable[[Mapping, str], tuple[Record, str]]
-                 ) -> list[tuple[str, Record]]:
-    """(place in the file, record) for each row; `read` is `preference` or `demonstration`."""
-    records: list[tuple[str, Record]] = []
-    same: list[str] = []
-    layouts: Counter[str] = Counter()
-    for place, row in read_rows(path):
-        record, layout = read(row, f"{path}, {place}")
-        layouts[layout] += 1
-        if "chosen" in record and record["chosen"] == record["rejected"]:
-            same.append(place)
-        else:
-            records.append((place, record))
-    if layouts:
-        print(f"{path}: {layouts.total()} rows of {', '.join(record)}, found as "
-              f"{' and '.join(layouts)}")
-    if same:
-        print(f"{path}: left out {len(same)} rows whose chosen and rejected are identical (the "
-              f"first: {', '.join(same[:5])})")
-    if not records:
-        raise DataError(f"{path}: there are no rows"
-                        + " whose chosen and rejected differ" * bool(same))
     return records
 
 
-# --- rows that are too long -----------------------------------------------------------------------
+def check_sft(rows: Rows) -> list[Record]:
+    """Rows in any accepted layout -> {"prompt", "response"}, one for each turn of an assistant.
 
-TRUNCATION_CHOICES = ("prompt", "response", "row")
-SHORTEST_PROMPT = 16  # tokens; a prompt truncated to fewer says too little
-
-
-def truncate_records(records: Sequence[tuple[str, Record]], max_seq_len: int, long_rows: str
-                     ) -> list[Record | None]:
-    """`truncate_record` on the record of each (place, record).
-
-    Prints one line on truncated rows and one on dropped rows, each with the first places.
-    Raises DataError if every row is dropped.
+    A preference row counts as a demonstration of its chosen response; an empty prompt means plain
+    text.  Raises DataError, naming the row, if a column is missing or a field is not usable.
     """
-    fitted = [truncate_record(record, max_seq_len, long_rows) for _, record in records]
-    pairs = list(zip(records, fitted, strict=True))
-    truncated = [place for (place, old), new in pairs if new is not None and new != old]
-    dropped = [place for (place, _), new in pairs if new is None]
-    kept = len(records) - len(dropped)
-    for what, places in (("truncated the prompt on the left in", truncated),
-                         ("dropped as too long:", dropped)):
-        if places:
-            print(f"max_seq_len={max_seq_len}: kept {kept} of {len(records)} rows; {what} "
-                  f"{len(places)} (the first: {', '.join(places[:5])})")
-    if not kept:
-        raise DataError(f"no row fits into max_seq_len={max_seq_len}: raise it")
-    return fitted
+    return [record for reading in _checked(rows, read_demonstrations) for record in reading.records]
 
 
-def truncate_record(record: Record, max_seq_len: int, long_rows: str) -> Record | None:
-    """The record, truncated if it is longer than max_seq_len tokens; None means: drop the row.
-
-    A prompt or response of N bytes takes N + 1 tokens.  long_rows is what happens to a longer row:
-
-        "prompt"      its prompt is truncated on the left; it is dropped if too little is left
-        "response"    it is returned as it is, and `minigpt.examples` truncates the response, which
-                      then has no EOS; it is dropped if the prompt leaves no room for a response
-        "row"         it is dropped
-    """
-    prompt = record["prompt"].encode()
-    longest = max(len(text.encode()) + 1 for name, text in record.items() if name != "prompt")
-    room = max_seq_len - 1 - (longest if long_rows != "response" else 1)  # bytes for the prompt
-    if len(prompt) <= room:
-        return record
-    if long_rows == "prompt" and room >= SHORTEST_PROMPT:
-        return {**record, "prompt": prompt[-room:].decode(errors="ignore")}  # no partial character
-    return None
-
-
-# --- the held-out split ---------------------------------------------------------------------------
-
-
-def heldout_prompts(prompts: Iterable[str], share: float, seed: int) -> set[str]:
-    """Which prompts are held out: about this share of them, and at least one.
-
-    Each prompt is decided by a hash of it and the seed, whatever the other prompts are, so SFT and
-    the later stages agree even if they read different rows.
-    Raises DataError if there are fewer than two different prompts.
-    """
-    def draw(prompt: str) -> float:
-        digest = hashlib.sha256(f"{seed} {prompt}".encode()).digest()
-        return int.from_bytes(digest[:8], "big") / 2**64
-
-    different = sorted(set(prompts), key=draw)
-    if len(different) < 2:
-        raise DataError("a held-out split needs at least two different prompts")
-    return {prompt for prompt in different[:-1] if draw(prompt) < share} or {different[0]}
-
-
-def _mapping(row: Mapping, where: str) -> Mapping:
-    if not isinstance(row, Mapping):
-        raise DataError(f"{where}: expected an object with named columns, found "
-                        f"{type(row).__name__}")
-    return row
-
-
-def _record(row: Mapping, columns: Sequence[str], where: str,
-            may_be_empty: Sequence[str] = ()) -> Record:
-    record = {}
-    for column in columns:
-        name = spelled(row, column)
-        if name is None:
-            raise DataError(f"{where}: no column for the {column} (accepted: "
-                            f"{', '.join(SPELLINGS[column])}); the columns found are "
-                            f"{', '.join(map(str, row)) or 'none'}")
-        value = row[name]
-        if not isinstance(value, str):
-            raise DataError(f"{where}: column {name!r} is {type(value).__name__}, not text")
-        if not value.strip() and column not in may_be_empty:
-            raise DataError(f"{where}: column {name!r} is empty")
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise DataError(f"{where}: column {name!r} contains a lone surrogate, which is not "
-                            "valid text") from error
-        record[column] = value
-    return record
-
-
-def _not_empty(records: list[Record]) -> list[Record]:
-    if not records:
+def _checked(rows: Rows, read: Reader) -> list[Reading]:
+    given: list[Any] = list(rows)
+    if isinstance(rows, Mapping):
+        columns: list[Any] | None = rows_of_columns(rows)
+        given = columns or [rows]
+    if not given:
         raise DataError("there are no rows")
+    return [read(row, f"row {index}")
+            for index, row in enumerate(parsed_columns(given, MESSAGE_COLUMNS))]
+
+
+# --- rows of files --------------------------------------------------------------------------------
+
+
+def load_preferences(path: str | Path, strict: bool = False) -> list[Record]:
+    """Load the preference rows of a file or a folder; printed lines say what was found.
+
+    A row that cannot be used is left out and counted, as is a pair of identical responses.
+    Raises FileNotFoundError, or DataError naming file and line: the file is broken, has no usable
+    row, or more than a tenth of it (and more than five rows) cannot be used; with `strict`, on the
+    first such row.
+    """
+    return [located.record for located in read_records([path], read_preference, strict)]
+
+
+def load_sft(path: str | Path, strict: bool = False) -> list[Record]:
+    """Load the demonstrations of a file or a folder, one for each turn of an assistant.
+
+    Rows labelled bad are left out and counted.  Otherwise as `load_preferences`.
+    """
+    return [located.record for located in read_records([path], read_demonstrations, strict)]
+
+
+def load_prompts(path: str | Path, strict: bool = False) -> list[str]:
+    """Load the prompts of a file or a folder, whatever answers stand beside them."""
+    return [located.record["prompt"] for located in read_records([path], read_prompt, strict)]
+
+
+def read_records(paths: Sequence[str | Path], read: Reader, strict: bool = False) -> list[Located]:
+    """The records of these files and folders, with their places; see `load_preferences`."""
+    records: list[Located] = []
+    files = files_of(paths)
+    for file in files:
+        records += _records_of(file, read, strict, is_alone=len(files) == 1)
+    if not records:
+        raise DataError(f"{', '.join(map(str, paths))}: there are no rows that can be used")
     return records
+
+
+class _Count:
+    """Places by reason, in the order in which the reasons first occurred."""
+
+    def __init__(self) -> None:
+        self.places: dict[str, list[str]] = {}
+
+    def add(self, reason: str, place: str) -> None:
+        self.places.setdefault(reason, []).append(place)
+
+    @property
+    def total(self) -> int:
+        return sum(map(len, self.places.values()))
+
+    def __str__(self) -> str:
+        return "; ".join(f"{reason}: {len(places)} ({_first(places)})"
+                         for reason, places in self.places.items())
+
+
+def _first(places: Sequence[str]) -> str:
+    return ", ".join(places[:5]) + (", ..." if len(places) > 5 else "")
+
+
+def _records_of(path: Path, read: Reader, strict: bool, is_alone: bool) -> list[Located]:
+    places, rows = _columns_of(read_rows(path))
+    records: list[Located] = []
+    layouts, used, columns = Counter[str](), set[str](), dict[str, None]()
+    unusable, bad, same, heads = _Count(), _Count(), _Count(), _Count()
+    for place, row in zip(places, parsed_columns(rows, MESSAGE_COLUMNS), strict=True):
+        if _is_repeated_head(row):
+            heads.add("the column names again", place)
+            continue
+        try:
+            if isinstance(row, DataError):
+                raise DataError(f"{path}, {place}: {row}", row.reason)
+            reading = read(row, f"{path}, {place}")
+        except BadLabelError as error:
+            bad.add(error.reason, place)
+            continue
+        except DataError as error:
+            if strict:
+                raise
+            unusable.add(error.reason, place)
+            continue
+        layouts[reading.layout] += 1
+        used |= reading.used
+        columns |= {name: None for name in row if name not in columns and not is_blank(row[name])}
+        for record in reading.records:
+            if "chosen" in record and record["chosen"] == record["rejected"]:
+                same.add("chosen and rejected are identical", place)
+            else:
+                records.append(Located(place if is_alone else f"{path}, {place}", record,
+                                       _group(reading.records[0])))
+    if unusable.total > max(MOST_UNUSABLE_SHARE * len(rows), MOST_UNUSABLE_ROWS) or \
+            (unusable.total and not layouts and is_alone):
+        raise DataError(f"{path}: {unusable.total} of {len(rows)} rows cannot be used, so this may "
+                        f"be the wrong file, or its columns have other names: {unusable}")
+    if layouts:
+        unused = ", ".join(name or "(no name)" for name in columns if name not in used)
+        kind = ", ".join(records[0].record) if records else "no records"
+        _print(f"{path}: {len(records)} records of {kind} from {layouts.total()} rows, found as "
+               f"{' and '.join(layouts)}" + (f"; columns not used: {unused}" if unused else ""))
+    for count in (unusable, bad, same, heads):
+        if count.total:
+            _print(f"{path}: left out {count.total} of {len(rows)} rows: {count}")
+    return records
+
+
+def _group(record: Record) -> str:
+    """What a row is known by when rows are held out: its prompt, or the text that has none."""
+    return record["prompt"] or record["response"]
+
+
+def _print(line: str) -> None:
+    print(line.encode("utf-8", "backslashreplace").decode())  # half a character may be in a name
+
+
+def _columns_of(pairs: Iterable[tuple[str, Any]]) -> tuple[list[str], list[Any]]:
+    """Places and rows, with the names of the columns in lower case."""
+    places, rows = [], []
+    for place, row in pairs:
+        places.append(place)
+        if isinstance(row, Mapping):
+            names = _in_lower_case(tuple(row))
+            if len(set(names)) == len(names):  # of two that become one, the reader complains
+                row = dict(zip(names, row.values(), strict=True))
+        rows.append(row)
+    return places, rows
+
+
+@lru_cache(maxsize=100)
+def _in_lower_case(names: tuple) -> tuple[str, ...]:
+    return tuple(str(name).strip().lower() for name in names)
+
+
+def _is_repeated_head(row: Any) -> bool:
+    return isinstance(row, Mapping) and len(row) > 0 and all(
+        isinstance(value, str) and value.strip().lower() == name for name, value in row.items())

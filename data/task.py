@@ -3,34 +3,46 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from data.files import DataError
-from data.preferences import (
-    TRUNCATION_CHOICES,
+from data.files import DataError, files_of, read_rows
+from data.layouts import (
     Record,
-    demonstration,
+    is_preference,
+    read_demonstrations,
+    read_preference,
+    read_prompt,
+)
+from data.preferences import Located, Reader, read_records
+from data.splits import (
+    TRUNCATION_CHOICES,
     heldout_prompts,
-    preference,
-    read_records,
+    loose,
+    split_records,
     truncate_records,
+    without_prompts_of,
 )
 from data.world import World, WorldConfig
 from minigpt.checkpoint import load_checkpoint
 from minigpt.errors import UserError
-from minigpt.options import option
+from minigpt.options import Settings, option
 from minigpt.recipes import recipe
 
 HELDOUT_SHARE = 0.2  # of the prompts in a file
 
 
 @dataclass
-class RowsConfig:
+class RowsConfig(Settings):
     """Where the rows come from, and how long they may be."""
 
-    data: str | None = option(None, "your own rows, a .jsonl, .json or .csv file (without it: the "
-                                    "little world of data/world.py)")
+    data: list[str] | None = option(None, "your own rows: files (.jsonl, .json, .csv, .parquet) or "
+                                          "a folder of them (without it: the little world)")
+    eval_data: list[str] | None = option(None, "held-out rows of your own, as --data (without it: "
+                                               "a fifth of the prompts of --data)")
+    strict: bool = option(False, "refuse a file with any row that cannot be used, instead of "
+                                 "leaving the row out")
     max_seq_len: int | None = option(None, "longest row (prompt and one response), in tokens: one "
                                            "per byte and two special tokens (without it: that of "
-                                           "--init, else 128 for the world and 256 for a file)")
+                                           "--init, else 128 for the world and 256 for a file)",
+                                     at_least=4)
     long_rows: str = option("prompt", "what to do with a longer row of --data: truncate its prompt "
                                       "on the left, truncate its response (which then has no EOS), "
                                       "or drop the row", choices=TRUNCATION_CHOICES)
@@ -44,10 +56,12 @@ class Task:
     """
 
     max_seq_len: int
-    sft_rows: list[Record]
-    heldout_sft_rows: list[Record]
-    preferences: list[Record]
-    heldout_preferences: list[Record]
+    sft_rows: list[Record] = field(default_factory=list)
+    heldout_sft_rows: list[Record] = field(default_factory=list)
+    preferences: list[Record] = field(default_factory=list)
+    heldout_preferences: list[Record] = field(default_factory=list)
+    prompt_rows: list[Record] = field(default_factory=list)  # of a file that has only prompts
+    heldout_prompt_rows: list[Record] = field(default_factory=list)
     plain_text: list[str] = field(default_factory=list)
     heldout_plain_text: list[str] = field(default_factory=list)
     world: World | None = None
@@ -55,7 +69,7 @@ class Task:
     @property
     def prompts(self) -> list[str]:
         """The prompts that PPO trains on: those of the training preferences."""
-        return sorted({row["prompt"] for row in self.preferences})
+        return sorted({row["prompt"] for row in self.preferences or self.prompt_rows})
 
     @property
     def seen_preferences(self) -> list[Record]:
@@ -64,7 +78,8 @@ class Task:
 
     @property
     def heldout_prompts(self) -> list[str]:
-        return sorted({row["prompt"] for row in self.heldout_preferences or self.heldout_sft_rows})
+        rows = self.heldout_preferences or self.heldout_prompt_rows or self.heldout_sft_rows
+        return sorted({row["prompt"] for row in rows})
 
     def measure(self, prompts: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
         """The mean true reward and the share of right answers; {} without a world."""
@@ -72,38 +87,71 @@ class Task:
 
 
 def load_task(config: RowsConfig, world_config: WorldConfig, seed: int, init: str | None = None,
-              demonstrations: bool = False) -> Task:
-    """The task of a file (of demonstrations or of preferences), or of the world if there is none.
+              kind: str = "preferences") -> Task:
+    """The task of the little world, or of files.
 
-    init: the checkpoint to start from, whose max_seq_len no row may exceed.
-    Raises DataError if the file cannot be used, UserError if max_seq_len exceeds the checkpoint's
-    or if a file comes with options of the world.
+    kind: what the files hold, "preferences", "demonstrations", or "prompts" (preferences, or rows
+    without responses).  init: the checkpoint to start from, whose max_seq_len no row may exceed.
+    Raises DataError if a file cannot be used, UserError if max_seq_len exceeds the checkpoint's or
+    if files come with options of the world.
     """
-    path, max_seq_len = config.data, row_length(config, init)
-    if path is None:
+    max_seq_len = row_length(config, init)
+    if config.data is None:
+        if config.eval_data is not None:
+            raise UserError("--eval-data needs --data: the little world has held-out rows of its "
+                            "own")
         world = World(world_config, seed)
         return Task(max_seq_len, world.sft_rows, world.heldout_sft_rows, world.preferences,
-                    world.heldout_preferences, world.plain_text, world.heldout_plain_text, world)
+                    world.heldout_preferences, plain_text=world.plain_text,
+                    heldout_plain_text=world.heldout_plain_text, world=world)
     if world_config not in (WorldConfig(), WorldConfig(**recipe("quick", WorldConfig))):
-        raise UserError(f"--data {path} replaces the little world: leave out the options of the "
-                        "world")
-    records = read_records(path, demonstration if demonstrations else preference)
-    held = heldout_prompts((record["prompt"] for _, record in records), HELDOUT_SHARE, seed)
-    fitted = truncate_records(records, max_seq_len, config.long_rows)
-    train: list[Record] = []
-    heldout: list[Record] = []
-    for (_, record), row in zip(records, fitted, strict=True):
-        if row is not None:
-            (heldout if record["prompt"] in held else train).append(row)
-    held = {row["prompt"] for row in heldout}  # truncation may have made two prompts equal
-    train = [row for row in train if row["prompt"] not in held]
-    print(f"{path}: {len(train)} rows to train on, {len(heldout)} held out, no prompt on both "
-          "sides")
-    if not train or not heldout:
-        raise DataError(f"{path}: too few rows fit to train on some and hold out others")
-    if demonstrations:
-        return Task(max_seq_len, train, heldout, [], [])
+        raise UserError(f"--data {' '.join(config.data)} replaces the little world: leave out the "
+                        "options of the world")
+    if kind == "prompts" and _has_responses(config.data):
+        kind = "preferences"
+    train, heldout = _train_and_heldout(config, READERS[kind], max_seq_len, seed)
+    if kind == "demonstrations":
+        return Task(max_seq_len, train, heldout)
+    if kind == "prompts":
+        return Task(max_seq_len, prompt_rows=train, heldout_prompt_rows=heldout)
     return Task(max_seq_len, _chosen(train), _chosen(heldout), train, heldout)
+
+
+READERS: dict[str, Reader] = {"preferences": read_preference, "prompts": read_prompt,
+                              "demonstrations": read_demonstrations}
+
+
+def _train_and_heldout(config: RowsConfig, read: Reader, max_seq_len: int,
+                       seed: int) -> tuple[list[Record], list[Record]]:
+    def load(paths: Sequence[str]) -> list[Located]:
+        return read_records(paths, read, config.strict)
+
+    files = config.data or []
+    records = load(files)
+    if config.eval_data is None:
+        held = heldout_prompts((located.group for located in records), HELDOUT_SHARE, seed)
+        fitted = truncate_records(records, max_seq_len, config.long_rows)
+        train, heldout = split_records(fitted, held)
+    else:
+        evaluated = load(config.eval_data)
+        held = {loose(located.group) for located in evaluated}
+        heldout = [located.record for located in
+                   truncate_records(evaluated, max_seq_len, config.long_rows)]
+        fitted = truncate_records(records, max_seq_len, config.long_rows)
+        train = without_prompts_of(split_records(fitted, held)[0], heldout)
+        if len(train) < len(fitted):
+            print(f"left out {len(fitted) - len(train)} training rows whose prompts are in "
+                  "--eval-data")
+    print(f"{' '.join(files)}: {len(train)} rows to train on, {len(heldout)} held out, no prompt "
+          "on both sides")
+    if not train or not heldout:
+        raise DataError(f"{' '.join(files)}: too few rows fit to train on some and hold out others")
+    return train, heldout
+
+
+def _has_responses(paths: Sequence[str]) -> bool:
+    """Whether any row of these files is a preference."""
+    return any(is_preference(row) for file in files_of(paths) for _, row in read_rows(file))
 
 
 def row_length(config: RowsConfig, init: str | None) -> int:

@@ -33,7 +33,7 @@ from data.facts import (
     YOUNG_ANIMALS,
 )
 from minigpt.errors import UserError
-from minigpt.options import option
+from minigpt.options import Settings, option
 
 ORDINALS = ("first", "last")
 
@@ -158,17 +158,18 @@ WORD = re.compile(r"[^\W_]+")
 
 
 @dataclass
-class WorldConfig:
+class WorldConfig(Settings):
     """How much data there is, and how the annotators judge."""
 
-    facts: int = option(42, "facts to ask about; fewer are learned sooner")
-    plain_rows: int = option(14000, "paragraphs of plain text for the base model")
-    sft_rows: int = option(15000, "demonstrations")
-    preference_rows: int = option(16000, "preference pairs to train on")
-    heldout_rows: int = option(1500, "held-out preference pairs")
+    facts: int = option(42, "facts to ask about; fewer are learned sooner", at_least=1)
+    plain_rows: int = option(14000, "paragraphs of plain text for the base model", at_least=1)
+    sft_rows: int = option(15000, "demonstrations", at_least=1)
+    preference_rows: int = option(16000, "preference pairs to train on", at_least=1)
+    heldout_rows: int = option(1500, "held-out preference pairs", at_least=1)
     temperature: float = option(0.35, "of the annotators: at 0.1 nearly always right, at 10 "
-                                      "nearly a coin toss")
-    label_noise: float = option(0.0, "share of the training labels that are flipped (1: all)")
+                                      "nearly a coin toss", above=0)
+    label_noise: float = option(0.0, "share of the training labels that are flipped (1: all)",
+                                at_least=0, at_most=1)
     length_bias: float = option(0.0, "extra reward per 10 words in the training labels")
     helpful_weight: float = option(1.0, "weight of the helpful dimension in the true reward")
     polite_weight: float = option(1.0, "weight of the polite dimension in the true reward")
@@ -187,10 +188,6 @@ class World:
 
     def __init__(self, config: WorldConfig | None = None, seed: int = 0):
         self.config, self.seed = config or WorldConfig(), seed
-        if not 0 <= self.config.label_noise <= 1:
-            raise UserError(f"label_noise={self.config.label_noise} must be between 0 and 1")
-        if self.config.temperature <= 0:
-            raise UserError(f"temperature={self.config.temperature} must be above 0")
         known = all_questions()
         if not 1 <= self.config.facts <= len(known):
             raise UserError(f"facts={self.config.facts} must be between 1 and {len(known)}")

@@ -4,8 +4,10 @@ import json
 import pytest
 
 from data import DataError, load_preferences, load_sft
-from data.layouts import CONVERSATION_COLUMNS, ROLES, SPELLINGS
-from data.preferences import SHORTEST_PROMPT, check_preferences, check_sft, truncate_records
+from data.conversations import ROLES
+from data.layouts import SPELLINGS, read_prompt
+from data.preferences import Located, check_preferences, check_sft, load_prompts
+from data.splits import SHORTEST_PROMPT, truncate_records
 from minigpt import EOS, PAD, SEP, decode, encode
 from minigpt.examples import tokenize_example
 
@@ -31,7 +33,7 @@ LINES = "".join(json.dumps(row) + "\n" for row in VALID_ROWS).encode()
 VALID_FILES = {
     ".jsonl": LINES, ".json": json.dumps(VALID_ROWS, ensure_ascii=False, indent=1).encode(),
     ".csv": 'prompt,chosen,rejected\n"日本?","a ""b"", c","é\n🙂"\n\nq,a,b\n'.encode(),
-    ".jsonl.gz": gzip.compress(LINES)}
+    ".tsv": b"prompt\tchosen\trejected\nq\ta\tb\n", ".jsonl.gz": gzip.compress(LINES)}
 TELLING_BYTES = [b'"', b"{", b"}", b"[", b"]", b",", b":", b"\\", b"\\ud800", b"\n", b"\r", b"\0",
                  b"\xff", b"\xe6", b"null", b"[" * 5000, b'{"a":' * 5000, b"1" * 5000, b"1e999",
                  b"\xef\xbb\xbf", b"\x1f\x8b\x08"]
@@ -59,7 +61,9 @@ def check_file(path, content):
     """Both readers give whole records, or an error that names the file; nothing else may happen."""
     path.write_bytes(content)
     for load, columns in ((load_preferences, ("prompt", "chosen", "rejected")),
-                          (load_sft, ("prompt", "response"))):
+                          (load_sft, ("prompt", "response")),
+                          (lambda path: [{"prompt": text} for text in load_prompts(path)],
+                           ("prompt",))):
         try:
             records = load(path)
         except DataError as error:
@@ -74,7 +78,7 @@ def check_records(records, columns):
         assert tuple(record) == columns
         assert all(isinstance(text, str) and encode(text) is not None for text in record.values())
         assert all(record[column].strip() for column in columns
-                   if columns[1] != "response" or column != "prompt")
+                   if columns[1:] != ("response",) or column != "prompt")
         assert "chosen" not in record or record["chosen"] != record["rejected"]
 
 
@@ -112,16 +116,18 @@ JSON = st.recursive(
     lambda inner: (st.lists(inner, max_size=3)
                    | st.dictionaries(st.text(max_size=5), inner, max_size=3)),
     max_leaves=5)
-NAMES = sorted({"input", *CONVERSATION_COLUMNS,
-                *(spelling for spellings in SPELLINGS.values() for spelling in spellings)})
+NAMES = sorted({spelling for spellings in SPELLINGS.values() for spelling in spellings})
+ROLE_NAMES = sorted(name for names in ROLES.values() for name in names)
 MESSAGES = JSON | st.fixed_dictionaries({}, optional={
-    "role": st.sampled_from([*ROLES, "tool"]) | JSON, "content": st.text(max_size=3) | JSON,
-    "from": st.sampled_from([*ROLES]) | JSON, "value": st.text(max_size=3) | JSON})
+    "role": st.sampled_from([*ROLE_NAMES, "wizard"]) | JSON, "content": st.text(max_size=3) | JSON,
+    "from": st.sampled_from(ROLE_NAMES) | JSON, "value": st.text(max_size=3) | JSON})
 GOOD_MESSAGES = st.builds(lambda role, text: {"role": role, "content": text},
-                          st.sampled_from([*ROLES]), st.text(max_size=3))
+                          st.sampled_from(ROLE_NAMES), st.text(max_size=3))
 TURN_PIECES = ["\n\nHuman:", "\n\nAssistant:", " a", " b", " ", "Assistant:"]
 DIALOGUES = st.lists(st.sampled_from(TURN_PIECES), max_size=6).map("".join)
-CELLS = DIALOGUES | st.lists(GOOD_MESSAGES, max_size=4) | st.lists(MESSAGES, max_size=3) | JSON
+CELLS = DIALOGUES | st.lists(GOOD_MESSAGES, max_size=4) | st.lists(MESSAGES, max_size=3) \
+    | st.lists(GOOD_MESSAGES, max_size=4).map(json.dumps) | st.lists(GOOD_MESSAGES).map(repr) \
+    | st.lists(st.lists(st.text(max_size=3), min_size=2, max_size=2), max_size=2) | JSON
 
 
 @st.composite
@@ -143,8 +149,13 @@ ANY_ROW = JSON | st.dictionaries(st.sampled_from(NAMES), CELLS, max_size=5) \
     | valid_row_with_a_change()
 
 
+def check_prompt(rows):
+    return [record for row in rows for record in read_prompt(row, "row 0").records]
+
+
 @pytest.mark.parametrize(("check", "columns"), [
-    (check_preferences, ("prompt", "chosen", "rejected")), (check_sft, ("prompt", "response"))])
+    (check_preferences, ("prompt", "chosen", "rejected")), (check_sft, ("prompt", "response")),
+    (check_prompt, ("prompt",))])
 @examples(400)
 @given(row=ANY_ROW)
 def test_any_json_value_as_a_row_is_a_record_or_a_data_error_that_names_it(check, columns, row):
@@ -153,11 +164,12 @@ def test_any_json_value_as_a_row_is_a_record_or_a_data_error_that_names_it(check
     except DataError as error:
         assert str(error).startswith("row 0: ")
     else:
-        assert len(records) == 1
+        assert len(records) == 1 or (columns == ("prompt", "response") and records)
         check_records(records, columns)
 
 
-TEXT = st.text(max_size=12)
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r"),
+               max_size=12).filter(str.strip)
 TURNS = st.sampled_from([3, 5]).flatmap(lambda n: st.lists(TEXT, min_size=n, max_size=n))
 
 
@@ -227,10 +239,9 @@ def needs(record):
 
 
 def fitted(records, max_seq_len, long_rows):
-    rows = [("row", record) for record in records]
+    rows = [Located("row", record, record["prompt"]) for record in records]
     try:
-        return [record for record in truncate_records(rows, max_seq_len, long_rows)
-                if record is not None]
+        return [row.record for row in truncate_records(rows, max_seq_len, long_rows)]
     except DataError:
         return []
 

@@ -1,12 +1,16 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 
 from data import DataError, load_preferences, load_sft
+from data.conversations import ROLES
 from data.files import save_jsonl
-from data.layouts import CONVERSATION_COLUMNS, ROLES, SPELLINGS
-from data.preferences import check_preferences, check_sft
+from data.layouts import SPELLINGS
+from data.preferences import check_preferences, check_sft, load_prompts
+
+CONVERSATION_COLUMNS = SPELLINGS["messages"]
 
 
 def transcript(*turns):
@@ -85,7 +89,7 @@ def test_every_layout_is_read_and_said(save, capsys, check, load, record, layout
     assert capsys.readouterr().out == ""
     path = save([row, row])
     assert load(path) == [expected] * 2
-    printed = f"{path}: 2 rows of {', '.join(expected)}, found as {layout}\n"
+    printed = f"{path}: 2 records of {', '.join(expected)} from 2 rows, found as {layout}\n"
     assert capsys.readouterr().out == printed
 
 
@@ -94,22 +98,24 @@ def test_a_preference_in_any_layout_demonstrates_its_chosen_response(save, capsy
     row, prompt, chosen, _ = PREFERENCES[layout]
     assert check_sft([row]) == [demonstration(prompt, chosen)]
     assert load_sft(save([row])) == [demonstration(prompt, chosen)]
-    assert f"rows of prompt, response, found as {layout}\n" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"1 records of prompt, response from 1 rows, found as {layout}\n" in out
 
 
 def test_one_file_may_mix_layouts_and_the_printed_line_names_each_once(save, capsys):
     rows = [PREFERENCES[layout]
             for layout in ("transcripts", "columns", "conversations", "columns")]
     assert load_preferences(save([row for row, *_ in rows])) == [pair(*texts) for _, *texts in rows]
-    expected = "found as transcripts and columns and conversations\n"
-    assert f"4 rows of prompt, chosen, rejected, {expected}" in capsys.readouterr().out
+    expected = "from 4 rows, found as transcripts and columns and conversations\n"
+    assert f"4 records of prompt, chosen, rejected {expected}" in capsys.readouterr().out
 
 
 def test_a_json_list_of_conversations_is_read(tmp_path, capsys):
     row, *texts = PREFERENCES["conversations"]
     (tmp_path / "rows.json").write_text(json.dumps([row] * 3, indent=1), encoding="utf-8")
     assert load_preferences(tmp_path / "rows.json") == [pair(*texts)] * 3
-    assert "3 rows of prompt, chosen, rejected, found as conversations" in capsys.readouterr().out
+    assert "3 records of prompt, chosen, rejected from 3 rows, found as conversations" in \
+        capsys.readouterr().out
 
 
 @pytest.mark.parametrize("layout", ["columns", "columns with input", "transcripts"])
@@ -123,19 +129,19 @@ def test_a_csv_file_may_hold_any_layout_of_text(tmp_path, layout):
 def test_a_missing_cell_of_a_csv_file_is_named_with_its_line(tmp_path):
     (tmp_path / "rows.csv").write_text("prompt,chosen,rejected\nq,a,b\nq,a\n")
     with pytest.raises(DataError, match=r"rows\.csv, line 3: column 'rejected'"):
-        load_preferences(tmp_path / "rows.csv")
+        load_preferences(tmp_path / "rows.csv", strict=True)
 
 
 def test_a_bad_row_of_a_json_file_is_named_with_its_number(tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps([PREFERENCES["columns"][0], {"prompt": "q"}]))
     with pytest.raises(DataError, match=r"rows\.json, row 1: no column for the chosen"):
-        load_preferences(tmp_path / "rows.json")
+        load_preferences(tmp_path / "rows.json", strict=True)
 
 
 # --- an instruction and its input -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS["prompt"])
+@pytest.mark.parametrize("spelling", [name for name in SPELLINGS["prompt"] if name != "input"])
 def test_the_input_stands_below_the_instruction_behind_a_blank_line(spelling):
     assert check_sft([{spelling: "Translate.", "input": "chat\n", "output": "cat"}]) == [
         demonstration("Translate.\n\nchat\n", "cat")]
@@ -212,7 +218,7 @@ def test_transcripts_of_different_dialogues_are_named(save, other):
     with pytest.raises(DataError, match=r"row 1: .*different dialogues"):
         check_sft([good, bad])
     with pytest.raises(DataError, match=r"rows\.jsonl, line 2: .*different dialogues"):
-        load_preferences(save([good, bad]))
+        load_preferences(save([good, bad]), strict=True)
 
 
 def test_transcripts_with_identical_answers_are_named_as_identical():
@@ -248,7 +254,7 @@ def test_the_prompt_of_two_replies_is_in_its_column_as_text_or_as_messages(promp
     assert check_sft([row]) == [demonstration("q", "a")]
 
 
-@pytest.mark.parametrize("prompt", ["q", "something else", [user("q")], "", None])
+@pytest.mark.parametrize("prompt", ["q", " Q".lower(), [user("q")], user("q"), "", None, []])
 def test_where_both_conversations_begin_alike_the_prompt_column_is_not_needed(prompt):
     row = {"prompt": prompt, "chosen": [user("q"), assistant("a")],
            "rejected": [user("q"), assistant("b")]}
@@ -293,11 +299,12 @@ def test_identical_conversations_are_named_as_identical():
 def test_replies_without_a_prompt_are_named_with_what_is_accepted(save, prompt):
     good = PREFERENCES["conversations"][0]
     bad = {**prompt, "chosen": [assistant("a")], "rejected": [assistant("b")]}
-    message = r"row 1: .*prompt column \(accepted: prompt, instruction, question\)"
+    message = (r"row 1: column 'prompt' is (empty|null)" if prompt else
+               r"row 1: no column for the prompt \(accepted: prompt, instruction, question, query")
     with pytest.raises(DataError, match=message):
         check_preferences([good, bad])
-    with pytest.raises(DataError, match=r"rows\.jsonl, line 2: .*prompt column"):
-        load_preferences(save([good, bad]))
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 2: .*prompt"):
+        load_preferences(save([good, bad]), strict=True)
 
 
 @pytest.mark.parametrize("prompt", [{}, {"prompt": "q"}])
@@ -317,13 +324,17 @@ def test_a_conversation_without_a_message_is_named(prompt, chosen, rejected):
         check_preferences([{**prompt, "chosen": chosen, "rejected": rejected}])
 
 
-def test_a_conversation_beside_a_text_is_named():
-    with pytest.raises(DataError, match="row 0: column 'chosen' is list, not text"):
-        check_preferences([pair("q", [assistant("a")], "b")])
+def test_a_reply_may_be_messages_where_the_other_is_text():
+    assert check_preferences([pair("q", [assistant("a")], "b")]) == [pair("q", "a", "b")]
+
+
+def test_a_whole_conversation_beside_a_text_is_named():
+    with pytest.raises(DataError, match=r"row 0: .*do not part at a reply"):
+        check_preferences([pair("q", [user("q"), assistant("a")], "b")])
 
 
 def test_an_empty_reply_in_a_conversation_is_named():
-    with pytest.raises(DataError, match="row 0: column 'chosen' is empty"):
+    with pytest.raises(DataError, match=r"row 0: column 'chosen': message 1 .* is empty"):
         check_preferences([{"chosen": sharegpt("q", " "), "rejected": sharegpt("q", "b")}])
 
 
@@ -336,13 +347,15 @@ def test_every_column_and_either_form_of_a_conversation_is_accepted(column, mess
     assert check_sft([{column: messages}]) == [demonstration("q", "a")]
 
 
-@pytest.mark.parametrize(("role", "speaker"), ROLES.items())
+@pytest.mark.parametrize(("role", "speaker"), [
+    (name, speaker) for speaker, names in ROLES.items() for name in names])
 def test_every_role_has_its_name_in_a_prompt(role, speaker):
     messages = [said(role, "one"), user("two"), assistant("a")]
-    assert check_sft([{"messages": messages}]) == [
-        demonstration(f"{speaker}: one\n\nHuman: two\n\nAssistant:", "a")]
-    shared = [{"from": message["role"], "value": message["content"]} for message in messages]
-    assert check_sft([{"conversations": shared}]) == check_sft([{"messages": messages}])
+    expected = demonstration(f"{speaker}: one\n\nHuman: two\n\nAssistant:", "a")
+    assert check_sft([{"messages": messages}]) == [expected]
+    shared = [{"from": f" {message['role'].upper()}", "value": message["content"]}
+              for message in messages]
+    assert check_sft([{"conversations": shared}]) == [expected]
 
 
 def messages_of(*turns):
@@ -350,11 +363,12 @@ def messages_of(*turns):
 
 
 @pytest.mark.parametrize("layout", [sharegpt, messages_of])
-def test_a_conversation_of_many_turns_demonstrates_the_assistants_last(layout):
+def test_every_turn_of_an_assistant_is_a_demonstration_behind_all_that_was_said_before(layout):
     prompt = "Human: Hi\n\nAssistant: Hello!\n\nHuman: 2+2=\n\nAssistant:"
     turns = ["Hi", "Hello!", "2+2=", "4"]
     for conversation in (layout(*turns), layout(*turns, "Thanks")):
-        assert check_sft([{"messages": conversation}]) == [demonstration(prompt, "4")]
+        assert check_sft([{"messages": conversation}]) == [demonstration("Hi", "Hello!"),
+                                                           demonstration(prompt, "4")]
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS["response"])
@@ -368,15 +382,16 @@ def test_prompt_and_response_may_each_be_messages(spelling):
     [said("system", "s"), user("q")]])
 def test_a_conversation_in_which_no_assistant_answers_is_named(save, messages):
     good = DEMONSTRATIONS["conversations"][0]
-    with pytest.raises(DataError, match="row 1: the conversation has no assistant message"):
+    reason = "the conversation has no message of an assistant that answers" if messages else \
+        "no column for the response"
+    with pytest.raises(DataError, match=f"row 1: {reason}"):
         check_sft([good, {"messages": messages}])
-    message = r"rows\.jsonl, line 2: the conversation has no assistant message"
-    with pytest.raises(DataError, match=message):
-        load_sft(save([good, {"messages": messages}]))
+    with pytest.raises(DataError, match=rf"rows\.jsonl, line 2: {reason}"):
+        load_sft(save([good, {"messages": messages}]), strict=True)
 
 
 def test_an_empty_answer_of_an_assistant_is_named():
-    with pytest.raises(DataError, match="row 0: column 'response' is empty"):
+    with pytest.raises(DataError, match=r"column 'messages': message 1 \(Assistant\) is empty"):
         check_sft([{"messages": sharegpt("q", "")}])
 
 
@@ -386,14 +401,16 @@ BAD_MESSAGES = [
     # something is missing
     {"content": "text"}, {"role": "user"}, {"from": "human"}, {"value": "text"}, {},
     # unknown roles
-    said("tool", "text"), said("User", "text"), said("", "text"),
-    {"from": "bing", "value": "text"},
+    said("wizard", "text"), said("use", "text"), said("", "text"),
+    {"from": "nobody", "value": "text"},
     # roles that are no text
     said(None, "text"), said(3, "text"), said(["user"], "text"), said({"user": 1}, "text"),
     {"from": ["human"], "value": "text"},
     # contents that are no text
-    said("user", ["text"]), said("user", [{"type": "text", "text": "text"}]), said("user", None),
-    said("user", 3), said("user", {"text": "text"}), {"from": "human", "value": ["text"]},
+    said("user", [3]), said("user", [{"type": "image_url", "image_url": "x"}]), said("user", None),
+    said("user", [{"type": "text"}]), said("user", [{"type": "text", "text": ""}]),
+    said("user", ""), said("user", 3), said("user", {"text": "text"}),
+    {"from": "human", "value": [None]},
     # no objects
     "text", ["user", "text"], None, 3]
 
@@ -404,11 +421,10 @@ BAD_MESSAGES = [
 def test_a_bad_message_of_a_demonstration_is_named_with_row_column_and_number(save, column, bad):
     rows = [DEMONSTRATIONS["conversations"][0],
             {column: [user("q"), assistant("a"), bad, assistant("b")]}]
-    message = f"row 1: column '{column}': message 2 .*role.*among user, human, assistant, gpt"
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=f"row 1: column '{column}': message 2 "):
         check_sft(rows)
     with pytest.raises(DataError, match=rf"rows\.jsonl, line 2: column '{column}': message 2 "):
-        load_sft(save(rows))
+        load_sft(save(rows), strict=True)
 
 
 @pytest.mark.parametrize(("column", "bad"), [*(("dispreferred", bad) for bad in BAD_MESSAGES),
@@ -417,11 +433,10 @@ def test_a_bad_message_of_a_preference_is_named_with_row_column_and_number(save,
     rows = [PREFERENCES["conversations"][0],
             {"preferred": sharegpt("q", "a"), "dispreferred": sharegpt("q", "b"),
              column: [user("q"), bad]}]
-    message = f"row 1: column '{column}': message 1 .*role.*among user, human, assistant, gpt"
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=f"row 1: column '{column}': message 1 "):
         check_preferences(rows)
     with pytest.raises(DataError, match=rf"rows\.jsonl, line 2: column '{column}': message 1 "):
-        load_preferences(save(rows))
+        load_preferences(save(rows), strict=True)
 
 
 @pytest.mark.parametrize("bad", BAD_MESSAGES)
@@ -433,17 +448,315 @@ def test_a_bad_message_of_a_prompt_is_named_with_row_column_and_number(bad):
 
 def test_a_bad_message_of_a_response_beside_a_prompt_is_named_with_row_column_and_number():
     with pytest.raises(DataError, match="row 0: column 'completion': message 0 "):
-        check_sft([{"prompt": [user("q")], "completion": [said("tool", "text")]}])
+        check_sft([{"prompt": [user("q")], "completion": [said("wizard", "text")]}])
 
 
 def test_a_bad_message_of_a_prompt_beside_a_response_is_named_with_row_column_and_number():
     with pytest.raises(DataError, match="row 0: column 'prompt': message 1 "):
-        check_sft([{"prompt": [user("q"), said("tool", "text")], "completion": [assistant("a")]}])
+        check_sft([{"prompt": [user("q"), said("wizard", "text")], "completion": [assistant("a")]}])
 
 
 def test_half_a_surrogate_pair_in_a_message_is_named_with_its_row():
     with pytest.raises(DataError, match=r"row 0: .*surrogate"):
         check_sft([{"messages": [user("\ud83d"), assistant("a")]}])
+
+
+# --- what an answer hangs on ----------------------------------------------------------------------
+
+TALK = "Human: q0\n\nAssistant: a0\n\nHuman: q\n\nAssistant:"
+REPLIES = {"chosen": "a", "rejected": "b"}
+WHOLE = {"chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("b")]}
+LONGER = {side: [user("q0"), assistant("a0"), *messages] for side, messages in WHOLE.items()}
+TRANSCRIPTS = {side: transcript("q", reply) for side, reply in REPLIES.items()}
+
+
+@pytest.mark.parametrize(("row", "prompt"), [
+    # a system column
+    ({"system": "s", "prompt": "q", **REPLIES}, "System: s\n\nHuman: q\n\nAssistant:"),
+    ({"system_prompt": "s", "question": "q", **REPLIES}, "System: s\n\nHuman: q\n\nAssistant:"),
+    ({"system": "s", **WHOLE}, "System: s\n\nHuman: q\n\nAssistant:"),
+    ({"system": "s", **TRANSCRIPTS}, "System: s\n\nHuman: q\n\nAssistant:"),
+    ({"system": "s", "prompt": transcript("q") + "\n\nAssistant:", **REPLIES},
+     "System: s\n\nHuman: q\n\nAssistant:"),
+    *(({"system": nothing, "prompt": "q", **REPLIES}, "q") for nothing in ("", " ", None, [])),
+    # a history column
+    ({"history": [["q0", "a0"]], "prompt": "q", **REPLIES}, TALK),
+    ({"history": [("q0", "a0")], **WHOLE}, TALK),
+    ({"history": [user("q0"), assistant("a0")], "prompt": [user("q")], **REPLIES}, TALK),
+    ({"history": ["q0", "a0"], "prompt": "q", **REPLIES}, TALK),
+    ({"history": transcript("q0", "a0"), "prompt": "q", **REPLIES}, TALK),
+    *(({"history": nothing, "prompt": "q", **REPLIES}, "q") for nothing in ("", [], None)),
+    # a prompt column that is not in the conversation
+    ({"prompt": "q0", **WHOLE}, "Human: q0\n\nHuman: q\n\nAssistant:"),
+    ({"prompt": [user("q0"), assistant("a0")], **WHOLE}, TALK),
+    ({"prompt": [said("system", "s")], **WHOLE}, "System: s\n\nHuman: q\n\nAssistant:"),
+    # `input` and `context`
+    ({"prompt": "q", "context": "c", **REPLIES}, "q\n\nc"),
+    ({"prompt": "q", "input": "i", "context": "c", **REPLIES}, "q\n\ni\n\nc"),
+    ({"prompt": [user("q")], "context": "c", **REPLIES}, "q\n\nc"),
+    ({"messages": [user("q0"), assistant("a0"), user("q")], "context": "c", **REPLIES},
+     "Human: q0\n\nAssistant: a0\n\nHuman: q\n\nc\n\nAssistant:"),
+    ({"context": "c", **WHOLE}, "Human: c\n\nHuman: q\n\nAssistant:"),
+    ({"system": "s", "instruction": "q", "input": "i", **REPLIES},
+     "System: s\n\nHuman: q\n\ni\n\nAssistant:"),
+    # everything at once
+    ({"system": "s", "history": [["q0", "a0"]], "instruction": "q", "input": "i", **REPLIES},
+     "System: s\n\nHuman: q0\n\nAssistant: a0\n\nHuman: q\n\ni\n\nAssistant:")])
+def test_what_an_answer_hangs_on_becomes_part_of_the_prompt(row, prompt):
+    assert check_preferences([row]) == [pair(prompt, "a", "b")]
+    assert check_sft([row]) == [demonstration(prompt, "a")]
+
+
+@pytest.mark.parametrize(("row", "prompt"), [
+    # the prompt
+    *(({"prompt": prompt, **WHOLE}, "q") for prompt in
+      ("q", " q\n", [user("q")], user("q"), "Human: q\n\nAssistant:", "Human: q\n\nAssistant: a",
+       [user("q"), assistant("a")], [user("q"), assistant("b")])),
+    *(({"prompt": prompt, **LONGER}, TALK) for prompt in
+      ("q0", "q", [user("q0")], [user("q0"), assistant("a0"), user("q")], [user("q")],
+       LONGER["chosen"], LONGER["rejected"], TALK)),
+    *(({"prompt": prompt, **TRANSCRIPTS}, "Human: q\n\nAssistant:") for prompt in
+      ("q", [user("q")], "Human: q\n\nAssistant:", transcript("q") + "\n\nAssistant:")),
+    # the history, and the prompt behind it
+    ({"history": [["q0", "a0"]], **LONGER}, TALK),
+    ({"history": [["q0", "a0"]], "prompt": "q", **LONGER}, TALK),
+    ({"history": [["q0", "a0"]], "prompt": "q", **WHOLE}, TALK),
+    # the system message
+    ({"system": "s", **{side: [said("system", "s"), *talk] for side, talk in WHOLE.items()}},
+     "System: s\n\nHuman: q\n\nAssistant:"),
+    ({"system": "s", "prompt": [said("system", "s"), user("q")], **REPLIES},
+     "System: s\n\nHuman: q\n\nAssistant:"),
+    # the input
+    ({"prompt": "q", "input": "q", **REPLIES}, "q")])
+def test_what_the_conversation_repeats_is_not_said_twice(row, prompt):
+    assert check_preferences([row]) == [pair(prompt, "a", "b")]
+    assert check_sft([row]) == [demonstration(prompt, "a")]
+
+
+def test_two_different_system_messages_are_both_kept():
+    row = {"system": "s", **{side: [said("system", "t"), *messages]
+                             for side, messages in WHOLE.items()}}
+    prompt = "System: s\n\nSystem: t\n\nHuman: q\n\nAssistant:"
+    assert check_preferences([row]) == [pair(prompt, "a", "b")]
+
+
+@pytest.mark.parametrize("column", CONVERSATION_COLUMNS)
+@pytest.mark.parametrize("replies", [REPLIES, WHOLE, LONGER, TRANSCRIPTS, {
+    side: [assistant(text)] for side, text in REPLIES.items()}])
+@pytest.mark.parametrize("copied", [[], [assistant("a")], [assistant(" a\n")], [assistant("b")]])
+@pytest.mark.parametrize("prompt", [{}, {"prompt": "q"}])
+def test_a_copy_of_the_conversation_never_leaks_the_answer(column, replies, copied, prompt):
+    before = [user("q0"), assistant("a0"), user("q")] if replies is LONGER else [user("q")]
+    row = {**prompt, **replies, column: [*before, *copied]}
+    for record in (*check_preferences([row]), *check_sft([row])):
+        assert record["prompt"] in ("q", "Human: q\n\nAssistant:", TALK)
+
+
+@pytest.mark.parametrize(("row", "prompt"), [
+    ({"messages": [user("q")], **REPLIES}, "q"), ({"prompt": user("q"), **REPLIES}, "q"),
+    ({"conversations": sharegpt("q0", "a0", "q"), **REPLIES}, TALK),
+    ({"conversations": sharegpt("q"), "chosen": assistant("a"), "rejected": assistant("b")}, "q"),
+    ({"conversation": [["q0", "a0"]], "prompt": None, **REPLIES},
+     "Human: q0\n\nAssistant: a0\n\nAssistant:"),
+    ({"messages": transcript("q0", "a0", "q"), **REPLIES}, TALK),
+    ({"prompt": "q", "chosen": {"from": "gpt", "value": "a"}, "rejected": "b"}, "q")])
+def test_replies_may_be_one_message_or_text_beside_their_prompt(row, prompt):
+    assert check_preferences([row]) == [pair(prompt, "a", "b")]
+
+
+EARLY = {"chosen": sharegpt("q", "a", "q1", "a1"), "rejected": sharegpt("q", "b", "q1", "b1")}
+THOUGHT = {side: [assistant("I think."), assistant(text)] for side, text in REPLIES.items()}
+
+
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+@pytest.mark.parametrize("column", ["prompt", "messages"])
+def test_a_copy_of_many_turns_never_leaks_the_answer(column, side):
+    written = {name: transcript(*(turn["value"] for turn in talk)) for name, talk in EARLY.items()}
+    for row in ({**EARLY, column: EARLY[side]}, {**written, column: EARLY[side]}):
+        assert check_preferences([row])[0]["prompt"] in ("q", "Human: q\n\nAssistant:")
+    row = {column: [user("q"), *THOUGHT[side]], **THOUGHT}
+    assert check_preferences([row]) == [
+        pair("Human: q\n\nAssistant: I think.\n\nAssistant:", "a", "b")]
+
+
+def test_an_answer_that_was_also_given_before_is_no_copy():
+    row = {"prompt": sharegpt("q0", "a"), "chosen": sharegpt("q", "a"),
+           "rejected": sharegpt("q", "b")}
+    prompt = "Human: q0\n\nAssistant: a\n\nHuman: q\n\nAssistant:"
+    assert check_preferences([row]) == [pair(prompt, "a", "b")]
+    row = {"prompt": sharegpt("q0", "a", "q"), "chosen": "a", "rejected": "b"}
+    assert check_preferences([row]) == [pair(prompt, "a", "b")]
+
+
+def test_a_dialogue_as_the_answer_to_a_prompt_is_an_answer():
+    row = {"prompt": "Write a dialogue.", **TRANSCRIPTS}
+    assert check_preferences([row]) == [row]
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+def test_transcripts_may_have_other_line_ends(end):
+    row = {side: text.replace("\n", end) for side, text in TRANSCRIPTS.items()}
+    assert check_preferences([row]) == [pair("Human: q\n\nAssistant:", "a", "b")]
+
+
+@pytest.mark.parametrize("turns", [("", "x", "q"), ("q0", " ", "q"), ("q0", "x", ""),
+                                   ("q0", "", "q")])
+def test_a_transcript_with_an_empty_turn_is_named(turns):
+    row = {side: transcript(*turns, reply) for side, reply in REPLIES.items()}
+    with pytest.raises(DataError, match=r"row 0: turn \d .* is empty"):
+        check_preferences([row])
+
+
+def test_what_stands_before_the_first_turn_of_a_transcript_is_kept():
+    row = {side: "A dialogue." + text for side, text in TRANSCRIPTS.items()}
+    prompt = "A dialogue.\n\nHuman: q\n\nAssistant:"
+    assert check_preferences([row]) == [pair(prompt, "a", "b")]
+    assert check_preferences([{"system": "s", **row}]) == [
+        pair(f"System: s\n\nSystem: {prompt}", "a", "b")]
+
+
+# --- spellings of which only one is filled --------------------------------------------------------
+
+
+@pytest.mark.parametrize("nothing", [None, "", " ", [], float("nan")])
+@pytest.mark.parametrize("spelling", [name for name in SPELLINGS["prompt"] if name != "prompt"])
+def test_an_empty_spelling_stands_aside_for_a_filled_one(spelling, nothing):
+    assert check_preferences([{"prompt": nothing, spelling: "q", **REPLIES}]) == [
+        pair("q", "a", "b")]
+    assert check_preferences([{"prompt": "q", "preferred": "a", "chosen": nothing,
+                               "rejected": nothing, "rejected_response": "b"}]) == [
+        pair("q", "a", "b")]
+    assert check_sft([{"prompt": "q", "response": nothing, "output": "a"}]) == [
+        demonstration("q", "a")]
+    assert check_sft([{"prompt": "q", "response": nothing, **REPLIES}]) == [demonstration("q", "a")]
+    assert check_sft([{"text": nothing, "messages": [user("q"), assistant("a")]}]) == [
+        demonstration("q", "a")]
+
+
+def test_capitals_and_blanks_in_names_do_not_matter():
+    assert check_preferences([{" Prompt": "q", "CHOSEN": "a", "Rejected ": "b"}]) == [
+        pair("q", "a", "b")]
+    with pytest.raises(DataError, match="row 0: the column 'prompt' occurs twice"):
+        check_preferences([{"Prompt": "q", "prompt": "r", **REPLIES}])
+
+
+@pytest.mark.parametrize("column", ["context", "input"])
+@pytest.mark.parametrize("value", [3, True, ["a", "b"], {"a": "b"}])
+def test_an_input_that_is_no_text_is_named_and_not_dropped(column, value):
+    with pytest.raises(DataError, match=f"row 0: column '{column}' is "):
+        check_sft([{"prompt": "q", column: value, "response": "a"}])
+
+
+def test_a_prompt_that_is_no_more_than_the_assistants_name_stays_text():
+    row = {"prompt": "\n\nAssistant:", "context": "c", "response": "a"}
+    assert check_sft([row]) == [demonstration("\n\nAssistant:\n\nc", "a")]
+
+
+@pytest.mark.parametrize("value", [3, True, {"a": "b"}])
+@pytest.mark.parametrize("column", ["system", "history"])
+def test_a_system_or_history_that_cannot_be_read_is_named(column, value):
+    with pytest.raises(DataError, match=f"row 0: column '{column}'"):
+        check_preferences([{column: value, "prompt": "q", **REPLIES}])
+
+
+# --- demonstrations: turns, labels, text ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", [
+    {"chosen": transcript("Hi", "Hello!", "q", "a"), "rejected": transcript("Hi", "Help!")},
+    {"chosen": sharegpt("Hi", "Hello!", "q", "a"), "rejected": sharegpt("Hi", "Help!")}])
+def test_a_chosen_response_of_many_turns_teaches_no_words_of_a_human(row):
+    first, second = check_sft([row])
+    assert (first["response"], second["response"]) == ("Hello!", "a")
+    assert first["prompt"] == check_preferences([row])[0]["prompt"]
+    assert second["prompt"] == "Human: Hi\n\nAssistant: Hello!\n\nHuman: q\n\nAssistant:"
+
+
+@pytest.mark.parametrize(("row", "expected"), [
+    ({"messages": [user("q")], "response": "a"}, [("q", "a")]),
+    ({"messages": [user("q")], "completion": [assistant("a")]}, [("q", "a")]),
+    ({"messages": sharegpt("q0", "a0", "q"), "response": "a"}, [("q0", "a0"), (TALK, "a")]),
+    ({"messages": sharegpt("q0", "a0", "q", "a"), "answer": "42"}, [("q0", "a0"), (TALK, "a")]),
+    ({"prompt": "q0", "messages": sharegpt("q0", "a0", "q", "a")}, [("q0", "a0"), (TALK, "a")]),
+    ({"prompt": [user("q0")], "completion": sharegpt("", "a0", "q", "a")[1:]},
+     [("q0", "a0"), (TALK, "a")]),
+    ({"history": [["q0", "a0"]], "prompt": "q", "response": "a"}, [(TALK, "a")]),
+    ({"conversation": [{"input": "q0", "output": "a0"}, {"input": "q", "output": "a"}]},
+     [("q0", "a0"), (TALK, "a")]),
+    ({"conversations": ["q0", "a0", "q", "a"]}, [("q0", "a0"), (TALK, "a")]),
+    ({"conversations": [["q0", "a0"], ["q", "a"]]}, [("q0", "a0"), (TALK, "a")]),
+    ({"messages": transcript("q0", "a0", "q", "a")}, [("q0", "a0"), (TALK, "a")]),
+    ({"messages": [assistant("Welcome!"), user("q"), assistant("a")]},
+     [("Assistant: Welcome!\n\nHuman: q\n\nAssistant:", "a")]),
+    ({"messages": [user("q"), assistant("one"), assistant("two")]},
+     [("q", "one"), ("Human: q\n\nAssistant: one\n\nAssistant:", "two")]),
+    ({"messages": [user("q"), {"role": "assistant", "content": None, "tool_calls": [{}]},
+                   said("tool", "sun"), assistant("a")]},
+     [("Human: q\n\nTool: sun\n\nAssistant:", "a")]),
+    ({"system": "s", "messages": [said("system", ""), user("q"), assistant("a")]},
+     [("System: s\n\nHuman: q\n\nAssistant:", "a")])])
+def test_each_turn_of_an_assistant_is_a_demonstration(row, expected):
+    assert check_sft([row]) == [demonstration(*texts) for texts in expected]
+
+
+@pytest.mark.parametrize("column", SPELLINGS["label"])
+@pytest.mark.parametrize("bad", [False, 0, 0.0, "false", "False", " FALSE ", "0", "0.0",
+                                 np.bool_(False), np.int64(0), np.float64(0)])
+def test_a_row_that_is_labelled_bad_is_never_imitated(save, capsys, column, bad):
+    rows = [{"prompt": "q", "completion": "b", column: bad}, {"messages": sharegpt("q", "a"),
+                                                               column: bad}]
+    for row in rows:
+        with pytest.raises(DataError, match="row 0: labelled bad"):
+            check_sft([row])
+    if not isinstance(bad, np.generic):
+        good = {"prompt": "q", "completion": "a", column: True}
+        assert load_sft(save([*rows * 30, good])) == [demonstration("q", "a")]
+        assert "left out 60 of 61 rows: labelled bad: 60 (line 1," in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("good", [True, 1, 1.0, "true", "1", None, "", 5, "good", [0]])
+def test_any_other_label_is_good(good):
+    assert check_sft([{"prompt": "q", "completion": "a", "label": good}]) == [
+        demonstration("q", "a")]
+
+
+def test_a_label_beside_a_pair_says_nothing_about_the_pair():
+    assert check_preferences([{"prompt": "q", **REPLIES, "label": 0}]) == [pair("q", "a", "b")]
+
+
+@pytest.mark.parametrize("row", [
+    {"text": "Once."}, {"Text": "Once.", "id": 3}, {"prompt": "", "response": "Once."},
+    {"prompt": " ", "completion": "Once."}])
+def test_text_alone_is_plain_text(row):
+    assert check_sft([row]) == [demonstration("", "Once.")]
+
+
+@pytest.mark.parametrize("nothing", [None, "", " ", 3])
+def test_plain_text_that_is_none_is_named(nothing):
+    with pytest.raises(DataError, match="row 1: "):
+        check_sft([{"text": "Once."}, {"text": nothing}])
+
+
+# --- prompts alone --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("row", "prompt"), [
+    ({"prompt": "q"}, "q"), ({"query": "q"}, "q"), ({"prompt": [user("q")]}, "q"),
+    ({"messages": [user("q")]}, "q"), ({"messages": sharegpt("q0", "a0", "q", "a")}, TALK),
+    ({"system": "s", "question": "q"}, "System: s\n\nHuman: q\n\nAssistant:"),
+    ({"instruction": "q", "input": "i"}, "q\n\ni"), ({"prompt": "q", "response": "a"}, "q"),
+    ({"prompt": "q", "chosen": None, "rejected": None}, "q"), ({"prompt": "q", **REPLIES}, "q"),
+    (TRANSCRIPTS, "Human: q\n\nAssistant:"), (WHOLE, "q")])
+def test_prompts_are_read_whatever_stands_beside_them(save, row, prompt):
+    assert load_prompts(save([row])) == [prompt]
+
+
+@pytest.mark.parametrize("row", [{}, {"prompt": ""}, {"text": "a"}, {"messages": [assistant("a")]},
+                                 {"prompt": [user("\ud83d")]}, {"prompt": 3}])
+def test_rows_without_a_prompt_are_left_out(tmp_path, capsys, row):
+    (tmp_path / "rows.json").write_text(json.dumps([row, {"prompt": "q"}]))
+    assert load_prompts(tmp_path / "rows.json") == ["q"]
+    assert "left out 1 of 2 rows" in capsys.readouterr().out
 
 
 # --- pairs of identical responses in a file -------------------------------------------------------
@@ -455,15 +768,16 @@ def test_identical_pairs_of_a_file_are_left_out_and_counted_with_their_lines(tmp
     (tmp_path / "rows.jsonl").write_text(f"{first_lines}\n\n{json.dumps(same)}\n")
     assert load_preferences(tmp_path / "rows.jsonl") == [good, good]
     read, left_out = capsys.readouterr().out.splitlines()
-    assert read.endswith("rows.jsonl: 4 rows of prompt, chosen, rejected, found as columns")
-    assert "rows.jsonl: left out 2 rows" in left_out and "identical" in left_out
+    assert read.endswith("rows.jsonl: 2 records of prompt, chosen, rejected from 4 rows, found as "
+                         "columns")
+    assert "rows.jsonl: left out 2 of 4 rows" in left_out and "identical" in left_out
     assert left_out.endswith("line 2, line 5)")
 
 
 def test_only_the_first_identical_pairs_of_many_are_named(save, capsys):
     load_preferences(save([pair("q", "a", "b"), *[pair("q", "a", "a")] * 50]))
     out = capsys.readouterr().out
-    assert "left out 50 rows" in out and "line 2, line 3" in out and "line 40" not in out
+    assert "left out 50 of 51 rows" in out and "line 2, line 3" in out and "line 40" not in out
 
 
 @pytest.mark.parametrize("same", [
@@ -474,7 +788,7 @@ def test_only_the_first_identical_pairs_of_many_are_named(save, capsys):
 def test_identical_pairs_are_left_out_in_every_layout(save, capsys, same):
     assert load_preferences(save([same, pair("q", "a", "b")])) == [pair("q", "a", "b")]
     out = capsys.readouterr().out
-    assert "left out 1 row" in out and "line 1)" in out
+    assert "left out 1 of 2 rows" in out and "line 1)" in out
 
 
 def test_nothing_is_said_of_identical_pairs_where_there_are_none(save, capsys):

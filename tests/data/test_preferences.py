@@ -1,29 +1,18 @@
+import csv
+import io
 import json
 
+import numpy as np
 import pytest
 
 from data import PREFERENCE_DATA, DataError, load_preferences, load_sft
 from data.files import save_jsonl
-from data.layouts import SPELLINGS
-from data.preferences import (
-    SHORTEST_PROMPT,
-    TRUNCATION_CHOICES,
-    check_preferences,
-    check_sft,
-    heldout_prompts,
-    truncate_records,
-)
+from data.layouts import SPELLINGS, read_demonstrations, read_preference
+from data.preferences import check_preferences, check_sft, read_records
 from minigpt import EOS
 from minigpt.examples import tokenize_example
 
 GOOD = {"prompt": "q", "chosen": "a", "rejected": "b"}
-
-
-def truncated(records, max_seq_len, long_rows):
-    """What is left of the records, which stand on the lines 0, 1, ... of a file."""
-    places = [(f"line {number}", record) for number, record in enumerate(records)]
-    return [record for record in truncate_records(places, max_seq_len, long_rows)
-            if record is not None]
 
 
 # --- the lesson's own rows ------------------------------------------------------------------------
@@ -109,11 +98,12 @@ def test_empty_field_is_named_with_its_row(column, value):
 
 
 @pytest.mark.parametrize(("value", "kind"), [
-    (3, "int"), (None, "NoneType"), (["a"], "list"), (True, "bool"), (float("nan"), "float"),
-    (b"a", "bytes")])
+    (3, "is int"), (None, "is null"), ([], "is empty"), (True, "is bool"),
+    (float("nan"), "is null"), (b"a", "is bytes"), (["a"], ": message 0 is str"),
+    ([["a", "b"]], ": message 0 is list"), ({}, ": message 0 has no role")])
 @pytest.mark.parametrize("column", ["prompt", "chosen", "rejected"])
 def test_field_that_is_no_text_is_named_with_its_row_and_type(column, value, kind):
-    with pytest.raises(DataError, match=f"row 1: column '{column}' is {kind}"):
+    with pytest.raises(DataError, match=f"row 1: column '{column}' ?{kind}"):
         check_preferences([GOOD, {**GOOD, column: value}])
 
 
@@ -175,13 +165,14 @@ def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
     assert load_preferences(tmp_path / "rows.jsonl") == [GOOD]
 
 
-@pytest.mark.parametrize("line", [b'{"prompt": "q", "chosen"', b"prompt,chosen,rejected",
-                                  b"{'prompt': 'q'}", b"\xff\xfe\xfa"])
+@pytest.mark.parametrize(("line", "what"), [
+    (b'{"prompt": "q", "chosen"', "valid JSON"), (b"prompt,chosen,rejected", "valid JSON"),
+    (b"{'prompt': 'q'}", "valid JSON"), (b"\xff\xfe\xfa", "UTF-8")])
 @pytest.mark.parametrize("load", [load_preferences, load_sft])
-def test_broken_json_is_named_with_file_and_line(tmp_path, load, line):
+def test_broken_json_is_named_with_file_and_line(tmp_path, load, line, what):
     good = json.dumps(GOOD).encode()
     (tmp_path / "rows.jsonl").write_bytes(b"\n" + good + b"\n\n" + line + b"\n")
-    with pytest.raises(DataError, match=r"rows\.jsonl, line 4: not valid JSON"):
+    with pytest.raises(DataError, match=rf"rows\.jsonl, line 4: not {what}"):
         load(tmp_path / "rows.jsonl")
 
 
@@ -192,7 +183,8 @@ def test_a_bad_row_of_a_file_is_named_with_file_and_line(tmp_path, bad, message)
     (tmp_path / "rows.jsonl").write_text(f"{json.dumps(GOOD)}\n\n\n{json.dumps(bad)}\n",
                                          encoding="utf-8")
     with pytest.raises(DataError, match=rf"rows\.jsonl, line 4: .*{message}"):
-        load_preferences(tmp_path / "rows.jsonl")
+        load_preferences(tmp_path / "rows.jsonl", strict=True)
+    assert load_preferences(tmp_path / "rows.jsonl") == [GOOD]
 
 
 def test_an_empty_file_is_named(tmp_path):
@@ -201,140 +193,260 @@ def test_an_empty_file_is_named(tmp_path):
         load_preferences(tmp_path / "rows.jsonl")
 
 
-# --- rows that are too long -----------------------------------------------------------------------
+# --- rows that cannot be used ---------------------------------------------------------------------
 
-LONG = {"prompt": "the first words, and what was asked last", "chosen": "yes",
-        "rejected": "by no means"}
-LONG_NEEDS = len(LONG["prompt"]) + 1 + len(LONG["rejected"]) + 1
+EMPTY = {**GOOD, "chosen": ""}
+SAME = {**GOOD, "chosen": "b"}
+BAD = [(EMPTY, "column 'chosen' is empty"), ({**GOOD, "prompt": None}, "column 'prompt' is null"),
+       ({**GOOD, "rejected": " \t"}, "column 'rejected' is empty"),
+       ({**GOOD, "chosen": 4}, "column 'chosen' is int, not text"),
+       ({**GOOD, "chosen": float("nan")}, "column 'chosen' is null"),
+       ({**GOOD, "chosen": "\ud83d"}, "column 'chosen' contains a lone surrogate"),
+       ({"chosen": "\n\nHuman: \n\nAssistant: a", "rejected": "\n\nHuman: \n\nAssistant: b"},
+        "a turn without text"),
+       ({**GOOD, "prompt": [{"role": "wizard", "content": "q"}]},
+        "a message of unknown role 'wizard'"),
+       ({**GOOD, "prompt": [{"content": "q"}]}, "a message without a role"),
+       ({**GOOD, "prompt": [{"role": "user", "content": [{"type": "image"}]}]},
+        "a part of type 'image'"),
+       ({}, "no column for the chosen"), (["q", "a", "b"], "a row that is list"),
+       (None, "a row that is NoneType"), ("q", "a row that is str")]
 
 
-@pytest.mark.parametrize("long_rows", TRUNCATION_CHOICES)
-def test_rows_that_fit_to_the_last_token_are_left_alone_and_nothing_is_printed(capsys, long_rows):
-    rows = [GOOD, LONG, {"prompt": "", "response": "x" * (LONG_NEEDS - 2)}]
-    assert truncated(rows, LONG_NEEDS, long_rows) == rows
-    example = tokenize_example(LONG["prompt"], [LONG["chosen"], LONG["rejected"]], LONG_NEEDS)
-    assert not example.is_truncated
-    assert capsys.readouterr().out == ""
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
 
 
-@pytest.mark.parametrize("less", [1, 2, 9])
-def test_a_truncated_prompt_loses_its_beginning_and_no_more_of_it_than_it_must(capsys, less):
-    assert truncated([GOOD, LONG], LONG_NEEDS - less, "prompt") == [
-        GOOD, {**LONG, "prompt": LONG["prompt"][less:]}]
+@pytest.mark.parametrize(("bad", "reason"), BAD)
+def test_a_bad_row_is_left_out_counted_by_its_reason_and_named(tmp_path, capsys, bad, reason):
+    path = write(tmp_path / "rows.jsonl", [GOOD, bad, GOOD])
+    assert load_preferences(path) == [GOOD, GOOD]
+    read, left_out = capsys.readouterr().out.splitlines()
+    assert read == f"{path}: 2 records of prompt, chosen, rejected from 2 rows, found as columns"
+    assert left_out.startswith(f"{path}: left out 1 of 3 rows: {reason}")
+    assert left_out.endswith(": 1 (line 2)")
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 2: "):
+        load_preferences(path, strict=True)
+    with pytest.raises(DataError, match="row 1: "):
+        check_preferences([GOOD, bad, GOOD])
+
+
+def test_each_reason_is_counted_and_its_first_five_places_are_named(tmp_path, capsys):
+    rows = [GOOD] * 200 + [EMPTY] * 7 + [{**GOOD, "prompt": None}, EMPTY]
+    assert len(load_preferences(write(tmp_path / "rows.jsonl", rows))) == 200
+    assert capsys.readouterr().out.splitlines()[1].endswith(
+        "left out 9 of 209 rows: column 'chosen' is empty: 8 (line 201, line 202, line 203, "
+        "line 204, line 205, ...); column 'prompt' is null: 1 (line 208)")
+
+
+@pytest.mark.parametrize(("good", "bad", "is_refused"), [
+    (1, 1, False), (1, 5, False), (1, 6, True), (54, 6, False), (53, 6, True), (90, 10, False),
+    (89, 10, True), (0, 1, True), (0, 5, True)])
+def test_a_file_is_refused_if_more_than_a_tenth_and_more_than_five_rows_are_bad(
+        tmp_path, good, bad, is_refused):
+    path = write(tmp_path / "rows.jsonl", [EMPTY] * bad + [GOOD] * good)
+    if is_refused:
+        message = rf"rows\.jsonl: {bad} of {good + bad} rows .*'chosen' is empty: {bad} \(line 1"
+        with pytest.raises(DataError, match=message):
+            load_preferences(path)
+    else:
+        assert load_preferences(path) == [GOOD] * good
+
+
+def test_identical_pairs_and_rows_labelled_bad_are_no_bad_rows(tmp_path, capsys):
+    path = write(tmp_path / "rows.jsonl", [SAME] * 50 + [GOOD])
+    assert load_preferences(path, strict=True) == [GOOD]
     out = capsys.readouterr().out
-    assert out.count("\n") == 1
-    expected = f"max_seq_len={LONG_NEEDS - less}: kept 2 of 2 rows; " \
-        "truncated the prompt on the left in 1 ("
-    assert expected in out and "1)" in out
+    assert "left out 50 of 51 rows: chosen and rejected are identical: 50" in out
+    good, bad = ({"prompt": "q", "completion": "a", "label": label} for label in (True, False))
+    path = write(tmp_path / "rows.jsonl", [bad] * 50 + [good])
+    assert load_sft(path, strict=True) == [{"prompt": "q", "response": "a"}]
+    assert "left out 50 of 51 rows: labelled bad: 50" in capsys.readouterr().out
+    path = write(tmp_path / "rows.jsonl", [bad] * 50)
+    with pytest.raises(DataError, match="no rows that can be used"):
+        load_sft(path)
 
 
-def test_a_row_with_too_little_left_of_its_prompt_is_dropped(capsys):
-    least = LONG_NEEDS - len(LONG["prompt"]) + SHORTEST_PROMPT
-    assert truncated([GOOD, LONG], least, "prompt") == [
-        GOOD, {**LONG, "prompt": LONG["prompt"][-SHORTEST_PROMPT:]}]
-    capsys.readouterr()
-    assert truncated([GOOD, LONG], least - 1, "prompt") == [GOOD]
-    expected = f"max_seq_len={least - 1}: kept 1 of 2 rows; dropped as too long: 1 ("
-    assert expected in capsys.readouterr().out
-
-
-def test_a_prompt_that_is_short_from_the_start_is_no_reason_to_drop_a_row():
-    row = {"prompt": "q", "response": "x" * 40}
-    assert truncated([row], 43, "prompt") == [row]
-    with pytest.raises(DataError, match="max_seq_len=42"):
-        truncated([row], 42, "prompt")
-
-
-def test_the_longest_response_decides_how_much_of_a_prompt_is_left():
-    (row,) = truncated([{**LONG, "chosen": "x" * 20}], 50, "prompt")
-    assert row["prompt"] == LONG["prompt"][-(50 - 1 - 20 - 1):]
-
-
-@pytest.mark.parametrize(("letter", "size"), [("x", 1), ("é", 2), ("日", 3), ("🙂", 4)])
-@pytest.mark.parametrize("more", range(4))
-def test_a_truncated_prompt_begins_with_a_whole_character(letter, size, more):
-    room = 40 + more
-    (row,) = truncated([{"prompt": letter * 60, "response": "a"}], room + 3, "prompt")
-    assert row == {"prompt": letter * (room // size), "response": "a"}
-
-
-def test_letters_are_measured_in_bytes():
-    rows = [{"prompt": "q", "response": "日" * 10}, {"prompt": "日" * 10, "response": "q"}]
-    assert truncated(rows, 33, "row") == rows
-    with pytest.raises(DataError, match="max_seq_len=32"):
-        truncated(rows, 32, "row")
-
-
-def test_long_responses_are_left_for_the_tokenizer_to_truncate(capsys):
-    rows = [GOOD, LONG, {"prompt": "q", "chosen": "x" * 90, "rejected": "y"}]
-    assert truncated(rows, LONG_NEEDS - 1, "response") == rows
-    assert capsys.readouterr().out == ""
-    example = tokenize_example(LONG["prompt"], [LONG["chosen"], LONG["rejected"]], LONG_NEEDS - 1)
-    assert example.is_truncated and example.responses[1][-1] != EOS
-
-
-def test_with_truncated_responses_only_a_prompt_without_room_for_any_is_dropped(capsys):
-    least = len(LONG["prompt"]) + 2
-    assert truncated([LONG, GOOD], least, "response") == [LONG, GOOD]
-    assert len(tokenize_example(LONG["prompt"], [LONG["chosen"]], least).responses[0]) == 1
-    assert capsys.readouterr().out == ""
-    assert truncated([LONG, GOOD], least - 1, "response") == [GOOD]
-    expected = f"max_seq_len={least - 1}: kept 1 of 2 rows; dropped as too long: 1 ("
-    assert expected in capsys.readouterr().out
-
-
-def test_long_rows_are_dropped_whole_and_the_first_few_are_named(capsys):
-    rows = [GOOD, *[LONG] * 7, GOOD]
-    assert truncated(rows, LONG_NEEDS - 1, "row") == [GOOD, GOOD]
+@pytest.mark.parametrize("head", ["prompt,chosen,rejected", " Prompt,CHOSEN, rejected "])
+def test_the_head_of_a_csv_file_that_is_repeated_is_no_row_and_no_bad_row(tmp_path, capsys, head):
+    (tmp_path / "rows.csv").write_text(f"{head}\nq,a,b\n" + f"{head}\n" * 20)
+    assert load_preferences(tmp_path / "rows.csv", strict=True) == [GOOD]
     out = capsys.readouterr().out
-    assert f"max_seq_len={LONG_NEEDS - 1}: kept 2 of 9 rows; dropped as too long: 7 (" in out
-    assert "line 1, line 2, line 3, line 4, line 5)" in out
+    assert "left out 20 of 21 rows: the column names again: 20 (line 3, line 4, " in out
 
 
-def test_truncated_and_dropped_rows_are_both_counted_and_order_is_kept(capsys):
-    rows = [{**GOOD, "prompt": str(n)} for n in range(3)]
-    hopeless = {**LONG, "chosen": "x" * 90}
-    assert truncated([rows[0], LONG, rows[1], hopeless, rows[2]], LONG_NEEDS - 1, "prompt") == [
-        rows[0], {**LONG, "prompt": LONG["prompt"][1:]}, rows[1], rows[2]]
-    out = capsys.readouterr().out
-    assert "truncated the prompt on the left in 1 (" in out and "dropped as too long: 1 (" in out
+def test_a_row_of_csv_with_too_many_cells_is_left_out(tmp_path, capsys):
+    (tmp_path / "rows.csv").write_text("prompt,chosen,rejected\nq,a,b\nq,well, a,b\n")
+    assert load_preferences(tmp_path / "rows.csv") == [GOOD]
+    assert "left out 1 of 2 rows: more cells than the 3 columns" in capsys.readouterr().out
+    with pytest.raises(DataError, match=r"rows\.csv, line 3: more cells"):
+        load_preferences(tmp_path / "rows.csv", strict=True)
 
 
-def test_truncating_changes_no_row_in_place():
-    row = dict(LONG)
-    truncated([row], LONG_NEEDS - 1, "prompt")
-    assert row == LONG
+@pytest.mark.parametrize("load", [load_preferences, load_sft])
+def test_a_missing_file_is_a_file_not_found_error(tmp_path, load):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load(tmp_path / "nowhere.jsonl")
 
 
-@pytest.mark.parametrize("long_rows", TRUNCATION_CHOICES)
-def test_no_row_that_fits_is_an_error_that_names_the_length(long_rows):
-    with pytest.raises(DataError, match=r"no row fits.*max_seq_len=12"):
-        truncated([LONG, LONG], 12, long_rows)
+# --- what is said ---------------------------------------------------------------------------------
 
 
-# --- splitting ------------------------------------------------------------------------------------
+def test_columns_that_are_not_used_are_named_once(tmp_path, capsys):
+    rows = [{**GOOD, "Score": 3, "id": n, "system": "", "input": "", "notes": None}
+            for n in range(5)] + [{**GOOD, "source": "x", "id": 3}]
+    load_preferences(write(tmp_path / "rows.jsonl", rows))
+    assert capsys.readouterr().out.endswith("columns; columns not used: score, id, source\n")
 
 
-@pytest.mark.parametrize("share", [0.01, 0.2, 0.5, 0.99])
-def test_held_out_prompts_are_about_the_share_and_follow_from_the_seed(share):
-    prompts = [str(n) for n in range(1000)]
-    held = heldout_prompts(prompts, share, 1)
-    assert abs(len(held) / 1000 - share) < 0.05 and 0 < len(held) < 1000
-    assert held == heldout_prompts(prompts[::-1], share, 1) != heldout_prompts(prompts, share, 2)
+def test_a_column_without_a_name_is_named_as_such(tmp_path, capsys):
+    (tmp_path / "rows.csv").write_text(",prompt,chosen,rejected\n0,q,a,b\n")
+    assert load_preferences(tmp_path / "rows.csv") == [GOOD]
+    assert capsys.readouterr().out.endswith("columns not used: (no name)\n")
 
 
-def test_whether_a_prompt_is_held_out_does_not_hang_on_the_others():
-    prompts = [str(n) for n in range(1000)]
-    of_all = heldout_prompts(prompts, 0.2, 0)
-    assert heldout_prompts(prompts[:500], 0.2, 0) == of_all & set(prompts[:500])
+def test_half_a_character_in_a_name_breaks_no_line(tmp_path, capsys):
+    row = {**GOOD, "\ud83d": 1}
+    assert load_preferences(write(tmp_path / "rows.jsonl", [row])) == [GOOD]
+    assert capsys.readouterr().out.endswith("columns not used: \\ud83d\n")
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_two_prompts_are_enough_for_both_sides(seed):
-    assert len(heldout_prompts(["a", "b", "a"], 0.2, seed)) == 1
-    assert len(heldout_prompts(["a", "b"], 0.99, seed)) == 1
+def test_many_demonstrations_of_one_row_are_counted_as_records(tmp_path, capsys):
+    row = {"conversation": [{"input": "q", "output": "a"}, {"input": "r", "output": "b"}]}
+    assert len(load_sft(write(tmp_path / "rows.jsonl", [row, row]))) == 4
+    assert "4 records of prompt, response from 2 rows, found as conv" in capsys.readouterr().out
 
 
-def test_a_single_prompt_cannot_be_split():
-    with pytest.raises(DataError, match="two different prompts"):
-        heldout_prompts(["a", "a"], 0.2, 0)
+# --- several files --------------------------------------------------------------------------------
+
+
+def test_records_of_several_files_come_in_order_with_their_file_in_their_place(tmp_path):
+    paths = [write(tmp_path / f"{name}.jsonl", [{**GOOD, "prompt": name}]) for name in "cab"]
+    records = read_records(paths, read_preference)
+    assert [(row.place, row.record["prompt"]) for row in records] == [
+        (f"{path}, line 1", path.stem) for path in paths]
+    assert [row.record["prompt"] for row in read_records([tmp_path], read_preference)] == [*"abc"]
+    (one,) = read_records(paths[:1], read_preference)
+    assert one.place == "line 1"
+
+
+def test_a_file_beside_others_may_have_no_row_that_can_be_used(tmp_path, capsys):
+    write(tmp_path / "a.jsonl", [GOOD])
+    write(tmp_path / "dataset_info.json", [{"features": {}}])
+    write(tmp_path / "empty.csv", [])
+    assert load_preferences(tmp_path) == [GOOD]
+    assert "dataset_info.json: left out 1 of 1 rows: no column" in capsys.readouterr().out
+    write(tmp_path / "wrong.jsonl", [{"a": "b"}] * 6)
+    with pytest.raises(DataError, match=r"wrong\.jsonl: 6 of 6 rows cannot be used"):
+        load_preferences(tmp_path)
+
+
+def test_files_of_which_none_has_a_row_are_named(tmp_path):
+    paths = [write(tmp_path / name, []) for name in ("a.jsonl", "b.csv")]
+    with pytest.raises(DataError, match=r"a\.jsonl, .*b\.csv: there are no rows that can be used"):
+        read_records(paths, read_preference)
+
+
+def test_a_row_is_known_by_its_first_prompt_and_plain_text_by_itself(tmp_path):
+    talk = [{"input": "q", "output": "a"}, {"input": "r", "output": "b"}]
+    path = write(tmp_path / "rows.jsonl", [{"conversation": talk}, {"text": "Once."}, GOOD])
+    assert [row.group for row in read_records([path], read_demonstrations)] == ["q", "q", "Once.",
+                                                                               "q"]
+
+
+# --- conversations that were saved as text --------------------------------------------------------
+
+
+def saved_as_text(rows, write_cell, path):
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow(rows[0])
+    table.writerows([write_cell(cell) for cell in row.values()] for row in rows)
+    path.write_text(text.getvalue(), encoding="utf-8", newline="")
+    return path
+
+
+def talk_of(*texts):
+    return [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
+
+
+QUOTES = "It's \"5\" {a} {b}\n[c], 日本"
+TALKS = [{"chosen": talk_of(f"{n}?", QUOTES), "rejected": talk_of(f"{n}?", "No.")}
+         for n in range(20)]
+READ = [{"prompt": f"{n}?", "chosen": QUOTES, "rejected": "No."} for n in range(20)]
+
+
+@pytest.mark.parametrize("write_cell", [
+    json.dumps, repr, str, lambda cell: json.dumps(cell, indent=2), lambda cell: f" {cell}\n",
+    lambda cell: str(np.array(cell))])
+def test_conversations_may_have_been_saved_as_text(tmp_path, write_cell):
+    assert load_preferences(saved_as_text(TALKS, write_cell, tmp_path / "rows.csv")) == READ
+    rows = [{name: write_cell(cell) for name, cell in row.items()} for row in TALKS]
+    assert check_preferences(rows) == READ
+
+
+@pytest.mark.parametrize("column", SPELLINGS["messages"])
+def test_turns_without_roles_may_have_been_saved_as_text(tmp_path, column):
+    for talk in (["q", "it's"], [["q", "it's"]], [{"input": "q", "output": "it's"}]):
+        path = saved_as_text([{column: talk}], repr, tmp_path / "rows.csv")
+        assert load_sft(path) == [{"prompt": "q", "response": "it's"}]
+
+
+def test_an_empty_history_that_was_saved_as_text_is_none(tmp_path):
+    rows = [{"instruction": "q", "output": "a", "history": history}
+            for history in ([], [["x", "y"]])]
+    path = saved_as_text(rows, lambda cell: cell if isinstance(cell, str) else repr(cell),
+                         tmp_path / "rows.csv")
+    assert [row["prompt"] for row in load_sft(path)] == [
+        "q", "Human: x\n\nAssistant: y\n\nHuman: q\n\nAssistant:"]
+
+
+def test_a_conversation_that_was_cut_off_is_left_out_and_the_others_are_read(tmp_path, capsys):
+    rows = [{name: json.dumps(cell) for name, cell in row.items()} for row in TALKS]
+    rows[3] = {name: text[:-4] for name, text in rows[3].items()}
+    path = write(tmp_path / "rows.jsonl", rows)
+    assert load_preferences(path) == READ[:3] + READ[4:]
+    assert "left out 1 of 20 rows: a conversation saved as text that is not whole: 1 (line 4)" in \
+        capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", [
+    "[1, 2]", "{}", "[]", "[x", '{"role": "user"}', '[{"role": "admin", "content": "x"}]',
+    '[{"input": "1", "output": "2"}]', '{"from": "A", "to": "B"}', "[\"a\", \"b\"]"])
+def test_a_text_that_merely_looks_like_it_stays_text(text):
+    row = {"prompt": text, "chosen": text, "rejected": text + " "}
+    assert check_preferences([row, row]) == [row, row]
+    assert check_sft([row]) == [{"prompt": text, "response": text}]
+
+
+def test_a_conversation_among_other_texts_stays_text():
+    rows = [{**GOOD, "chosen": text} for text in (json.dumps(talk_of("q", "a")), "Some text.")]
+    assert check_preferences(rows) == rows
+
+
+# --- what stands for lists in Python --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [list, tuple, np.array])
+def test_conversations_may_be_tuples_or_arrays(make):
+    rows = [{name: make(talk) for name, talk in row.items()} for row in TALKS]
+    assert check_preferences(rows) == READ
+    assert check_preferences(tuple(rows)) == check_preferences(iter(rows)) == READ
+    assert check_sft([{"messages": make(talk_of("q", "a"))}]) == [{"prompt": "q", "response": "a"}]
+    assert check_sft([{"messages": make([]), "text": "Once."}]) == [
+        {"prompt": "", "response": "Once."}]
+
+
+@pytest.mark.parametrize("make", [list, tuple, np.array])
+def test_rows_may_be_columns(make):
+    columns = {name: make([row[name] for row in READ]) for name in GOOD}
+    assert check_preferences(columns) == READ
+    assert check_sft(columns) == [{"prompt": row["prompt"], "response": QUOTES} for row in READ]
+    talks = {name: [make(row[name]) for row in TALKS] for name in TALKS[0]}
+    assert check_preferences(talks) == READ
+
+
+def test_a_single_row_need_not_be_in_a_list():
+    assert check_preferences(GOOD) == [GOOD]
+    assert check_preferences(TALKS[0]) == READ[:1]

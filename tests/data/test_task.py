@@ -3,6 +3,7 @@ import pytest
 from data import DataError, World, WorldConfig
 from data.examples import preference_examples, sft_examples
 from data.files import save_jsonl
+from data.splits import loose
 from data.task import RowsConfig, load_task
 from minigpt.errors import UserError
 
@@ -24,7 +25,7 @@ def test_task_of_a_preference_file_keeps_prompts_apart_and_demonstrates_the_chos
                                                                                    make_pairs):
     rows = make_pairs(20)
     save_jsonl(rows, tmp_path / "rows.jsonl")
-    task = load_task(RowsConfig(str(tmp_path / "rows.jsonl")), WorldConfig(), 0)
+    task = load_task(RowsConfig([str(tmp_path / "rows.jsonl")]), WorldConfig(), 0)
     assert len(task.preferences) + len(task.heldout_preferences) == 20
     assert set(task.prompts).isdisjoint(task.heldout_prompts)
     assert task.sft_rows == [{"prompt": row["prompt"], "response": row["chosen"]}
@@ -34,16 +35,16 @@ def test_task_of_a_preference_file_keeps_prompts_apart_and_demonstrates_the_chos
 
 def test_task_of_a_demonstration_file_has_no_preferences(tmp_path, recited):
     save_jsonl(recited, tmp_path / "rows.jsonl")
-    config = RowsConfig(str(tmp_path / "rows.jsonl"))
-    task = load_task(config, WorldConfig(), 0, demonstrations=True)
+    config = RowsConfig([str(tmp_path / "rows.jsonl")])
+    task = load_task(config, WorldConfig(), 0, kind="demonstrations")
     assert len(task.sft_rows) + len(task.heldout_sft_rows) == len(recited)
     assert task.preferences == [] and len(task.heldout_prompts) == len(task.heldout_sft_rows)
 
 
 def test_task_of_a_bad_file_raises_naming_it(tmp_path):
     (tmp_path / "rows.jsonl").write_text("{}\n")
-    with pytest.raises(DataError, match=r"rows\.jsonl, line 1"):
-        load_task(RowsConfig(str(tmp_path / "rows.jsonl")), WorldConfig(), 0)
+    with pytest.raises(DataError, match=r"rows\.jsonl: 1 of 1 rows cannot be used.*\(line 1\)"):
+        load_task(RowsConfig([str(tmp_path / "rows.jsonl")]), WorldConfig(), 0)
 
 
 def test_examples_come_chosen_first(make_pairs, recited):
@@ -62,8 +63,8 @@ def test_sft_and_the_stages_after_it_hold_out_the_same_prompts_whatever_is_trunc
     rows += [{"prompt": "same?", "chosen": "x", "rejected": "x"},
              {"prompt": "long?", "chosen": "y", "rejected": "z" * 80}]
     save_jsonl(rows, tmp_path / "rows.jsonl")
-    config = RowsConfig(str(tmp_path / "rows.jsonl"), max_seq_len=60)
-    sft = load_task(config, WorldConfig(), 0, demonstrations=True)
+    config = RowsConfig([str(tmp_path / "rows.jsonl")], max_seq_len=60)
+    sft = load_task(config, WorldConfig(), 0, kind="demonstrations")
     dpo = load_task(config, WorldConfig(), 0)
     assert 20 < len(dpo.heldout_prompts) < 60
     assert {row["prompt"] for row in sft.sft_rows}.isdisjoint(dpo.heldout_prompts)
@@ -73,7 +74,7 @@ def test_prompts_that_truncation_made_equal_are_not_on_both_sides(tmp_path):
     prompts = [f"{n} " + "a" * 60 for n in range(60)] + [f"short {n}" for n in range(60)]
     rows = [{"prompt": prompt, "chosen": "b", "rejected": "c"} for prompt in prompts]
     save_jsonl(rows, tmp_path / "rows.jsonl")
-    task = load_task(RowsConfig(str(tmp_path / "rows.jsonl"), max_seq_len=40), WorldConfig(), 0)
+    task = load_task(RowsConfig([str(tmp_path / "rows.jsonl")], max_seq_len=40), WorldConfig(), 0)
     assert "a" * 37 in task.heldout_prompts and "a" * 37 not in task.prompts
     assert set(task.prompts).isdisjoint(task.heldout_prompts)
 
@@ -81,4 +82,111 @@ def test_prompts_that_truncation_made_equal_are_not_on_both_sides(tmp_path):
 def test_options_of_the_world_beside_a_file_are_refused(tmp_path, make_pairs):
     save_jsonl(make_pairs(20), tmp_path / "rows.jsonl")
     with pytest.raises(UserError, match="replaces the little world"):
-        load_task(RowsConfig(str(tmp_path / "rows.jsonl")), FEW, 0)
+        load_task(RowsConfig([str(tmp_path / "rows.jsonl")]), FEW, 0)
+
+
+# --- files, folders, held-out files ---------------------------------------------------------------
+
+
+def config_of(tmp_path, *names, **settings):
+    return RowsConfig([str(tmp_path / name) for name in names], **settings)
+
+
+def test_several_files_and_a_folder_give_the_same_task(tmp_path, make_pairs):
+    rows = make_pairs(40)
+    save_jsonl(rows[:25], tmp_path / "a.jsonl")
+    save_jsonl(rows[25:], tmp_path / "b.jsonl")
+    task = load_task(config_of(tmp_path, "a.jsonl", "b.jsonl"), WorldConfig(), 0)
+    assert len(task.preferences) + len(task.heldout_preferences) == 40
+    assert load_task(config_of(tmp_path, "."), WorldConfig(), 0) == task
+
+
+def test_a_held_out_file_is_held_out_whole_and_its_prompts_are_left_out_of_training(
+        tmp_path, make_pairs, capsys):
+    rows = make_pairs(40)
+    save_jsonl(rows[:30], tmp_path / "train.jsonl")
+    again = {**rows[0], "prompt": f" {rows[0]['prompt'].upper()}"}
+    save_jsonl([*rows[30:], again], tmp_path / "eval.jsonl")
+    config = config_of(tmp_path, "train.jsonl", eval_data=[str(tmp_path / "eval.jsonl")])
+    task = load_task(config, WorldConfig(), 0)
+    assert task.heldout_preferences == [*rows[30:], again]
+    assert task.preferences == rows[1:30]
+    assert "left out 1 training rows whose prompts are in --eval-data" in capsys.readouterr().out
+
+
+def test_a_held_out_file_without_data_is_refused(tmp_path):
+    with pytest.raises(UserError, match="--eval-data needs --data"):
+        load_task(RowsConfig(eval_data=["rows.jsonl"]), WorldConfig(), 0)
+
+
+def test_strict_refuses_what_is_left_out_otherwise(tmp_path, make_pairs):
+    save_jsonl([*make_pairs(20), {"prompt": "q", "chosen": "", "rejected": "b"}],
+               tmp_path / "rows.jsonl")
+    task = load_task(config_of(tmp_path, "rows.jsonl"), WorldConfig(), 0)
+    assert len(task.preferences) + len(task.heldout_preferences) == 20
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 21: column 'chosen' is empty"):
+        load_task(config_of(tmp_path, "rows.jsonl", strict=True), WorldConfig(), 0)
+
+
+def talks(count):
+    return [{"conversation": [{"input": f"{n}?", "output": "Yes."},
+                              {"input": "Really?", "output": f"{n}."}]} for n in range(count)]
+
+
+@pytest.mark.parametrize("has_eval", [False, True])
+def test_all_turns_of_a_conversation_are_on_one_side(tmp_path, has_eval):
+    save_jsonl(talks(50), tmp_path / "rows.jsonl")
+    save_jsonl([{"conversation": talk["conversation"][:1]} for talk in talks(5)],
+               tmp_path / "eval.jsonl")
+    config = config_of(tmp_path, "rows.jsonl",
+                       eval_data=[str(tmp_path / "eval.jsonl")] if has_eval else None)
+    task = load_task(config, WorldConfig(), 0, kind="demonstrations")
+
+    def numbers(rows):
+        return {int("".join(filter(str.isdigit, row["prompt"]))) for row in rows}
+    assert numbers(task.sft_rows).isdisjoint(numbers(task.heldout_sft_rows))
+    assert len(task.sft_rows) == 2 * len(numbers(task.sft_rows))
+    assert not has_eval or numbers(task.heldout_sft_rows) == {0, 1, 2, 3, 4}
+
+
+def test_case_and_white_space_bring_no_prompt_to_both_sides(tmp_path, make_pairs):
+    rows = make_pairs(60)
+    rows += [{**row, "prompt": f"  {row['prompt'].upper()}\n"} for row in rows]
+    save_jsonl(rows, tmp_path / "rows.jsonl")
+    task = load_task(config_of(tmp_path, "rows.jsonl"), WorldConfig(), 0)
+    assert {loose(prompt) for prompt in task.prompts}.isdisjoint(map(loose, task.heldout_prompts))
+    assert len(task.heldout_preferences) % 2 == 0 and len(task.preferences) % 2 == 0
+
+
+def test_plain_text_is_split_by_its_texts(tmp_path):
+    texts = [f"Text {n % 50}." for n in range(100)]
+    save_jsonl([{"text": text} for text in texts], tmp_path / "rows.jsonl")
+    task = load_task(config_of(tmp_path, "rows.jsonl"), WorldConfig(), 0, kind="demonstrations")
+    train, held = ({row["response"] for row in rows}
+                   for rows in (task.sft_rows, task.heldout_sft_rows))
+    assert train.isdisjoint(held) and train | held == set(texts) and len(held) > 1
+    assert len(task.sft_rows) + len(task.heldout_sft_rows) == 100
+
+
+@pytest.mark.parametrize("row", [lambda n: {"prompt": f"{n}?"}, lambda n: {
+    "messages": [{"role": "user", "content": f"{n}?"}]}])
+def test_a_file_of_prompts_alone_is_for_ppo(tmp_path, row):
+    save_jsonl([row(n) for n in range(30)], tmp_path / "rows.jsonl")
+    task = load_task(config_of(tmp_path, "rows.jsonl"), WorldConfig(), 0, kind="prompts")
+    assert sorted(task.prompts + task.heldout_prompts) == sorted(f"{n}?" for n in range(30))
+    assert task.preferences == task.sft_rows == [] and task.heldout_prompts
+
+
+@pytest.mark.parametrize("first", [{}, {"prompt": "q", "chosen": "", "rejected": "b"}, 3])
+def test_a_bad_first_row_does_not_make_preferences_prompts(tmp_path, make_pairs, first):
+    save_jsonl([first, *make_pairs(20)], tmp_path / "rows.jsonl")
+    task = load_task(config_of(tmp_path, "rows.jsonl"), WorldConfig(), 0, kind="prompts")
+    assert len(task.preferences) + len(task.heldout_preferences) == 20
+
+
+def test_conversations_that_were_saved_as_text_are_preferences_for_ppo_too(tmp_path):
+    rows = [{side: str([{"role": "user", "content": f"{n}?"}, {"role": "gpt", "content": side}])
+             for side in ("chosen", "rejected")} for n in range(20)]
+    save_jsonl(rows, tmp_path / "rows.jsonl")
+    task = load_task(config_of(tmp_path, "rows.jsonl"), WorldConfig(), 0, kind="prompts")
+    assert len(task.preferences) + len(task.heldout_preferences) == 20

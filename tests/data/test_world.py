@@ -354,3 +354,16 @@ def test_command_writes_the_splits_as_files_that_load(tmp_path, capsys):
     assert load_preferences(tmp_path / "preferences.jsonl") == world.preferences
     assert load_preferences(tmp_path / "preferences_heldout.jsonl") == world.heldout_preferences
     assert f"{world.bayes_accuracy(world.heldout_preferences):.4f}" in capsys.readouterr().out
+
+
+def test_seven_words_are_free_and_each_one_more_costs_the_same():
+    world = World(WorldConfig(), 0)
+    prompt = next(p for p in world.prompts if not p.startswith("In "))
+    answer = next(q.answer for q in world.questions if any(
+        prompt.endswith(wording) for wording in q.wordings))
+
+    def reward(words):
+        return world.true_reward(prompt, " ".join([answer, *["it"] * (words - 1)]) + ".")
+    assert reward(1) == reward(2) == reward(7)
+    costs = [reward(words) - reward(words + 1) for words in range(7, 12)]
+    assert costs == pytest.approx([0.15] * 5)

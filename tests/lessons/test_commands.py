@@ -98,7 +98,8 @@ def test_dpo_command_trains_on_ones_own_file(tmp_path, folder, make_pairs, capsy
 
 def test_a_bad_file_ends_the_command_with_its_line(tmp_path, folder):
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": 3}\n')
-    with pytest.raises(ValueError, match=r"bad\.jsonl, line 1.*'rejected' is int"):
+    message = r"bad\.jsonl: 1 of 1 rows cannot be used.*'rejected' is int.*\(line 1\)"
+    with pytest.raises(ValueError, match=message):
         dpo.main.main(["--data", str(tmp_path / "bad.jsonl"), "--out", str(tmp_path / "dpo")])
 
 
