@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from data.examples import preference_examples
+from data.examples import measured_examples, with_exact_ties
 from minigpt.batching import Batches
 from minigpt.logprobs import logps_of_examples
 from minigpt.metrics import preference_accuracy
@@ -15,11 +15,14 @@ def implicit_rewards(policy: MiniGPT, reference: MiniGPT, rows: Sequence[Mapping
                      beta: float = 0.1) -> tuple[Tensor, Tensor]:
     """beta * log pi(y|x)/ref(y|x) of the chosen and the rejected responses, on the CPU: two (N,).
 
-    Rafailov et al. 2023, eq. 5, but for beta log Z(x), which both responses of a row share.
+    Rafailov et al. 2023, eq. 5, but for beta log Z(x), which both responses of a row share.  The
+    two are equal where the responses are the same, also if only once truncated.
+    Raises DataError naming a row that cannot be used.
     """
-    batches = Batches(preference_examples(rows, policy.max_seq_len), 64)
+    examples = measured_examples(rows, policy.max_seq_len)
+    batches = Batches(examples, 64)
     log_ratios = logps_of_examples(policy, batches) - logps_of_examples(reference, batches)
-    rewards = beta * log_ratios.cpu()
+    rewards = with_exact_ties(beta * log_ratios.cpu(), examples)
     return rewards[:, 0], rewards[:, 1]
 
 

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from minigpt.metrics import preference_accuracy
+from minigpt.metrics import check_vectors, preference_accuracy
 
 
 def dpo_loss(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor, ref_chosen_logps: Tensor,
@@ -20,7 +20,7 @@ def dpo_loss(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor, ref_cho
     Returns: the mean loss (0-d, differentiable) and detached metrics (0-d) under TRL's names.  At
     policy == reference the loss is log 2 = 0.6931 and every margin 0; `rewards/accuracies` counts
     such a tie as one half.
-    Raises ValueError if the shapes differ or beta is not positive.
+    Raises ValueError if the four are not real, of one size (B,), B > 0, or beta is not positive.
 
     >>> import torch
     >>> logps = torch.tensor([-12.0, -9.5])
@@ -28,13 +28,11 @@ def dpo_loss(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor, ref_cho
     >>> round(loss.item(), 4), metrics["rewards/margins"].item()
     (0.6931, 0.0)
     """
-    logps = (policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps)
-    shapes = {tuple(t.shape) for t in logps}
-    if len(shapes) > 1:
-        raise ValueError(f"dpo_loss: the four log-probability tensors differ in shape: "
-                         f"{sorted(shapes)}")
-    if beta <= 0:
-        raise ValueError(f"dpo_loss: beta={beta} must be above 0")
+    check_vectors("dpo_loss", policy_chosen_logps=policy_chosen_logps,
+                  policy_rejected_logps=policy_rejected_logps, ref_chosen_logps=ref_chosen_logps,
+                  ref_rejected_logps=ref_rejected_logps)
+    if not 0 < beta < float("inf"):
+        raise ValueError(f"dpo_loss: beta={beta} must be above 0 and finite")
     chosen_rewards = beta * (policy_chosen_logps - ref_chosen_logps)        # (B,) eq. 5, but for
     rejected_rewards = beta * (policy_rejected_logps - ref_rejected_logps)  # (B,) beta log Z(x),
     margins = chosen_rewards - rejected_rewards                             # (B,) which cancels

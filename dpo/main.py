@@ -14,17 +14,19 @@ from data.lesson_rows import PREFERENCE_DATA
 from data.task import RowsConfig, Task, load_task
 from data.world import WorldConfig
 from dpo.evaluate import evaluate_preference_accuracy, implicit_rewards
-from dpo.train import DPOConfig, dpo_train
+from dpo.train import ADVICE, DPOConfig, dpo_train
 from minigpt import distributed
 from minigpt.checkpoint import save_checkpoint
-from minigpt.command import CommandConfig, begin, peak_memory_mb, report, run_command, warn
+from minigpt.command import CommandConfig, begin, peak_memory_mb, report, run_command
 from minigpt.disk import write_json
 from minigpt.evaluation import evaluate_policy, show_before_and_after, signs_of_collapse
+from minigpt.log import warn
+from minigpt.metrics import accuracy_figures, preference_accuracy
 from minigpt.model import MiniGPT
-from minigpt.options import option
+from minigpt.options import Settings, option
 from minigpt.plots import save_curves
 from minigpt.weights import copy_model_weights
-from sft.start import starting_point
+from sft.start import doubts_about, start_figures, starting_point
 
 __all__ = ["PREFERENCE_DATA", "MiniGPT", "copy_model_weights", "dpo_train",
            "evaluate_preference_accuracy", "main"]
@@ -33,7 +35,7 @@ SWEEP = (0.01, 0.1, 0.3, 1.0)
 
 
 @dataclass
-class SweepConfig:
+class SweepConfig(Settings):
     sweep: bool = option(False, f"train at beta = {', '.join(map(str, SWEEP))} too, and compare")
 
 
@@ -61,10 +63,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         summary["true_reward_before"] = before["true_reward"]
     summary |= {"seconds": time.perf_counter() - started, "peak_memory_mb": peak_memory_mb(),
                 "models_in_memory": 2}
-    report("DPO: held-out pairs and prompts", summary, config.out)
+    start = start_figures(reference, task)
+    report("DPO: held-out pairs and prompts", start | summary, config.out, doubts_about(start))
     if swept:
         show_sweep(swept, out)
-    warn(signs_of_collapse(summary))
+    warn(signs_of_collapse(summary, ADVICE))
     show_before_and_after(reference, policy, task.heldout_prompts[:4], command.max_new_tokens)
     save_curves(out / "curves.png", {"loss": losses, "margin": margins},
                 {"DPO loss": ["loss"], "margin": ["margin"]})
@@ -78,7 +81,8 @@ def measure(policy: MiniGPT, reference: MiniGPT, task: Task, command: CommandCon
     summary = {
         "preference_accuracy_train":
             evaluate_preference_accuracy(policy, reference, task.seen_preferences),
-        "preference_accuracy_heldout": evaluate_preference_accuracy(policy, reference, heldout),
+        **accuracy_figures("preference_accuracy_heldout",
+                           float(preference_accuracy(chosen - rejected)), len(heldout)),
         "rewards_chosen_heldout": float(chosen.mean()),
         "rewards_rejected_heldout": float(rejected.mean()),
         "rewards_margin_heldout": float((chosen - rejected).mean()),

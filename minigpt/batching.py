@@ -8,6 +8,7 @@ An example takes one row of a batch, and its responses share the prompt, which i
 To the model each response looks as if it stood alone behind the prompt (minigpt/masks.py).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -63,7 +64,8 @@ class Batch:
 def collate(examples: Sequence[Example], indices: Sequence[int] = (),
             multiple_of: int = 1) -> Batch:
     """Pad examples to the longest of them, rounded up to a multiple."""
-    T = -(-max(example.num_tokens for example in examples) // multiple_of) * multiple_of
+    longest = max(example.num_tokens for example in examples)
+    T = math.ceil(longest / multiple_of) * multiple_of
     token_ids, segments = [], []
     for prompt, responses, _ in examples:
         segment = [0] * len(prompt)
@@ -79,7 +81,8 @@ def collate(examples: Sequence[Example], indices: Sequence[int] = (),
 class Batches:
     """Examples in shuffled batches of similar length; epoch e's order depends on (seed, e) alone.
 
-    Shuffled examples are sorted by length within pools of `pool_batches` batches (1: not at all).
+    Shuffled examples are sorted by length within pools of `pool_batches` batches; with 1 the order
+    of the batches is wholly random.
     """
 
     def __init__(self, examples: Sequence[Example], batch_size: int, seed: int = 0,
@@ -90,7 +93,7 @@ class Batches:
 
     def __len__(self) -> int:
         """Batches in one epoch; the last may be smaller, and no row is left out."""
-        return -(-len(self.examples) // self.batch_size)
+        return math.ceil(len(self.examples) / self.batch_size)
 
     def collate(self, indices: Sequence[int]) -> Batch:
         """These examples, padded to one of few lengths (which may be longer than max_seq_len)."""

@@ -1,14 +1,16 @@
 """Models and training states on disk: written atomically, read without running code."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minigpt.disk import write_atomically
 from minigpt.errors import UserError
 from minigpt.model import MiniGPT
+from minigpt.weights import first_not_finite, plain_names, unwrapped
 
 FORMAT = "minigpt-1"
 
@@ -34,9 +36,32 @@ def load_state(path: str | Path) -> dict[str, Any]:
 
 
 def save_checkpoint(model: nn.Module, path: str | Path) -> None:
-    """Save a MiniGPT or RewardModel: its weights, and the arguments of its constructor."""
-    save_state({"format": FORMAT, "model": type(model).__name__, "settings": model.settings,
-                "weights": model.state_dict()}, path)
+    """Save a MiniGPT or RewardModel: its weights, and the arguments of its constructor.
+
+    One that was compiled or wrapped (DataParallel, DDP) is unwrapped.
+    Raises UserError on another model, or one that was changed since it was made, which could not be
+    loaded again, and FloatingPointError if a weight is not finite; then nothing is written.
+    """
+    from reward.model import RewardModel  # here, since reward.model imports minigpt
+
+    plain: Any = unwrapped(model)
+    kind = type(plain)
+    if kind not in (MiniGPT, RewardModel):
+        raise UserError(f"a {kind.__name__} cannot be saved as a checkpoint, since it could not be "
+                        "loaded again: only a MiniGPT or a RewardModel can (of others, save the "
+                        "state_dict() with torch.save)")
+    weights = plain_names(plain.state_dict())
+    with torch.device("meta"):  # names and shapes alone
+        odd = mismatch(weights, kind(**plain.settings).state_dict())
+    if odd is not None:
+        raise UserError(f"{path} is not written, since this {kind.__name__} was changed and could "
+                        f"not be loaded again: {odd}")
+    broken = first_not_finite(weights)
+    if broken is not None:
+        raise FloatingPointError(f"{broken!r} is not finite, so {path} is not written: the "
+                                 "training went wrong before")
+    save_state({"format": FORMAT, "model": kind.__name__, "settings": plain.settings,
+                "weights": weights}, path)
 
 
 def load_checkpoint(path: str | Path) -> Any:
@@ -58,16 +83,26 @@ def load_checkpoint(path: str | Path) -> Any:
     if not isinstance(weights, dict) \
             or not all(isinstance(w, torch.Tensor) for w in weights.values()):
         raise UserError(f"{path}: 'weights' is not a dictionary of tensors")
+    weights = plain_names(weights)
     try:
         model = kinds[state["model"]](**state["settings"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: its settings do not fit a {state['model']}: {error}") from error
-    ours = model.state_dict()
-    for name in sorted(ours.keys() | weights.keys()):
-        if name not in weights or name not in ours or weights[name].shape != ours[name].shape:
-            found = f"has shape {tuple(weights[name].shape)}" if name in weights else "is missing"
-            expected = f"expected {tuple(ours[name].shape)}" if name in ours else \
-                "this model has no such weight"
-            raise UserError(f"{path}: {name!r} {found} ({expected})")
+    odd = mismatch(weights, model.state_dict())
+    if odd is not None:
+        raise UserError(f"{path}: {odd}")
     model.load_state_dict(weights)
     return model.eval()
+
+
+def mismatch(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
+    """The first weight that is missing, of another shape or too many, in words; None if all fit."""
+    for name in sorted(weights.keys() | expected.keys()):
+        if name not in weights:
+            return f"{name!r} is missing (expected {tuple(expected[name].shape)})"
+        found = tuple(weights[name].shape)
+        if name not in expected:
+            return f"{name!r} has shape {found} (this model has no such weight)"
+        if found != tuple(expected[name].shape):
+            return f"{name!r} has shape {found} (expected {tuple(expected[name].shape)})"
+    return None

@@ -10,28 +10,31 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from minigpt import distributed
 from minigpt.checkpoint import load_checkpoint
 from minigpt.disk import make_folder, write_json
 from minigpt.errors import UserError
-from minigpt.options import option, parse
-from minigpt.run_folder import check_same, holds_another_run, remove_runs
+from minigpt.log import warn
+from minigpt.options import Settings, option, parse
+from minigpt.run_folder import FILES, check_same, holds_another_run, holds_run, remove_runs
+from minigpt.training import Stopped
 
 M = TypeVar("M", bound=nn.Module)
+_folder: Path | None = None  # of the command that runs in this process
 
 
 @dataclass
-class CommandConfig:
+class CommandConfig(Settings):
     """What every command can be told besides the settings of its training."""
 
     init: str | None = option(None, "checkpoint to start from (by default the command trains its "
                                     "own SFT model)")
     device: str = option("cpu", "cpu, cuda or mps")
-    quick: bool = option(False, "a run of seconds, to see that everything works")
-    samples: int = option(8, "responses sampled for each held-out prompt in the report")
-    max_new_tokens: int = option(96, "longest response that is sampled, in tokens")
+    quick: bool = option(False, "little data and few steps, to see that everything works")
+    samples: int = option(8, "responses sampled for each held-out prompt in the report",
+                          at_least=1)
+    max_new_tokens: int = option(96, "longest response that is sampled, in tokens", at_least=1)
 
 
 def begin(description: str, argv: Sequence[str] | None, *configs: type, out: str) -> list[Any]:
@@ -46,6 +49,8 @@ def begin(description: str, argv: Sequence[str] | None, *configs: type, out: str
     resume, overwrite = everything["resume"], everything["overwrite"]
     if resume and overwrite:
         raise UserError("--resume continues a run and --overwrite replaces it: choose one")
+    global _folder
+    _folder = Path(everything["out"])
     check_device(everything["device"])
     distributed.start(everything["device"])
     if distributed.rank() == 0:
@@ -57,51 +62,69 @@ def open_folder(folder: Path, settings: dict[str, Any], resume: bool, overwrite:
     """Make the folder of a command's run and write config.json, every setting of it."""
     make_folder(folder)
     config = folder / "config.json"
-    begun = [path for path in folder.iterdir() if path != config]  # alone, it is a failed start
-    if begun and resume:
-        check_same(config, _settings_in(config) or settings, settings)
-    elif begun and overwrite:
-        remove_runs(folder)
-    elif begun and config.exists():
-        raise holds_another_run(folder)
+    if config.exists() and holds_run(folder, below=True):  # else it is no folder of a command
+        if not (resume or overwrite):
+            raise holds_another_run(folder)
+        if resume:
+            check_same(config, _settings_in(config), settings)
+        else:
+            remove_runs(folder)
     write_json(config, settings)
 
 
-def _settings_in(config: Path) -> dict[str, Any] | None:
+def _settings_in(config: Path) -> dict[str, Any]:
     try:
-        return json.loads(config.read_text(encoding="utf-8")) if config.exists() else None
+        return json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{config} is damaged ({error}): start anew with --overwrite") from error
 
 
 def run_command(main: Callable[[], None]) -> None:
     """Run a command: an error that the user can fix is one line, a signal an exit code."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    global _folder
+    _folder = None
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         main()
         distributed.stop()
+    except Stopped:  # which has said so
+        sys.exit(128 + signal.SIGINT)
     except KeyboardInterrupt:
+        print(f"\nstopped. {what_is_saved()}", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except (UserError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 
 
-def report(title: str, summary: dict[str, Any], out: str) -> None:
-    """Print the figures of a run, aligned, and write them to summary.json."""
+def _terminate(number: int, frame: Any) -> None:
+    print(f"\nstopped. {what_is_saved()}", file=sys.stderr)
+    sys.exit(128 + number)
+
+
+def what_is_saved() -> str:
+    """In words: what the command's folder has by now, and what it lacks."""
+    if _folder is None or not _folder.is_dir():
+        return "No run had begun, so there is nothing to continue"
+    saved, missing = ([name for name in FILES if (_folder / name).exists() == there] or ["nothing"]
+                      for there in (True, False))
+    return (f"{_folder} has {', '.join(saved)}, and lacks {', '.join(missing)}: the same command "
+            "with --resume continues")
+
+
+def report(title: str, summary: dict[str, Any], out: str, doubts: Sequence[str] = ()) -> None:
+    """Print the figures of a run, aligned, and write them to summary.json.
+
+    doubts: why they may mean little; these are printed first.
+    """
     write_json(Path(out) / "summary.json", summary)
     print(f"\n{title}")
+    warn(doubts)
     for name, value in summary.items():
         if isinstance(value, float):
             print(f"  {name:<42} {value:.4f}")
         elif isinstance(value, int | str):
             print(f"  {name:<42} {value}")
-
-
-def warn(signs: Sequence[str]) -> None:
-    """One line for each, above a progress bar if there is one."""
-    for sign in signs:
-        tqdm.write(f"warning: {sign}")
 
 
 def peak_memory_mb() -> float:

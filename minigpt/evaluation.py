@@ -9,14 +9,18 @@ import torch
 from torch import Tensor
 
 from minigpt.batching import Batch, Batches
-from minigpt.examples import tokenize_example
+from minigpt.examples import check_texts, tokenize_example
 from minigpt.kl import exact_kl, kl_k1
 from minigpt.logprobs import logps_of, map_examples, place, response_logits
 from minigpt.model import MiniGPT
 from minigpt.sampling import Response, generate
+from minigpt.tokenizer import EOS, PAD, SEP
 
 WORD = re.compile(r"\w+")
+RUN = re.compile(rb"(.{1,8}?)\1{2,}", re.DOTALL)
+SPECIAL_TOKENS = (SEP, PAD, EOS)
 FURTHEST_KL = 20.0  # nats per response; the methods here end at 1 to 3
+MOST_REPETITION, FEWEST_FINISHED = 0.5, 0.5
 
 Measure = Callable[[Sequence[str], Sequence[str]], dict[str, float]]  # of prompts and responses
 Score = Callable[[Sequence[str], Sequence[list[int]]], Tensor]         # the same, as sampled ids
@@ -25,6 +29,9 @@ Score = Callable[[Sequence[str], Sequence[list[int]]], Tensor]         # the sam
 def sample_responses(policy: MiniGPT, prompts: Sequence[str], samples: int, max_new_tokens: int,
                      seed: int) -> tuple[list[str], list[Response]]:
     """`samples` responses to each prompt: the repeated prompts, and a response for each."""
+    check_texts("prompts", prompts)
+    if samples < 1:
+        raise ValueError(f"samples={samples} must be at least 1")
     repeated = [prompt for prompt in prompts for _ in range(samples)]
     return repeated, generate(policy, repeated, max_new_tokens, seed=seed)
 
@@ -33,9 +40,9 @@ def text_measures(responses: Sequence[Response]) -> dict[str, float]:
     """Length, endings, diversity and repetition of sampled responses."""
     texts = [response.text for response in responses]
     return {"finished_share": mean(response.finished for response in responses),
-            "response_bytes": mean(len(text.encode("utf-8")) for text in texts),
+            "response_bytes": mean(len(_content(response)) for response in responses),
             "distinct_2": distinct_n(texts, 2),
-            "repetition": mean(repetition(text) for text in texts)}
+            "repetition": mean(repetition(_content(response)) for response in responses)}
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
@@ -43,14 +50,27 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
 
     It falls as the number of texts grows, so compare only equally many.
     """
+    check_texts("texts", texts)
     grams = Counter(gram for text in texts for gram in _ngrams(text, n))
     return len(grams) / max(1, grams.total())
 
 
-def repetition(text: str, n: int = 3) -> float:
-    """Share of the word n-grams that occurred earlier in the same text."""
-    grams = _ngrams(text, n)
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+def repetition(text: str | bytes, n: int = 3) -> float:
+    """How much of a text repeats itself, from 0 to 1: the larger of two shares.
+
+    Of its word n-grams, those that occurred earlier; of its bytes, those that only say again what
+    stands right before them (up to eight bytes, at least three times in a row, as in "wwww").
+    """
+    content = text.encode() if isinstance(text, str) else text
+    grams = _ngrams(content.decode(errors="replace"), n)
+    of_words = 1 - len(set(grams)) / len(grams) if grams else 0.0
+    again = sum(len(run[0]) - len(run[1]) for run in RUN.finditer(content))
+    return max(of_words, again / max(1, len(content)))
+
+
+def _content(response: Response) -> bytes:
+    """The bytes that were generated: in the text, what is no UTF-8 has become U+FFFD."""
+    return bytes(i for i in response.ids if i not in SPECIAL_TOKENS)
 
 
 def _ngrams(text: str, n: int) -> list[tuple[str, ...]]:
@@ -66,6 +86,7 @@ def kl_to_reference(policy: MiniGPT, reference: MiniGPT, prompts: Sequence[str],
     KL of the two next-token distributions.  Both estimate the same number, the second with far
     less noise.
     """
+    check_texts("prompts", prompts)
     examples = [tokenize_example(prompt, [response.ids], policy.max_seq_len)
                 for prompt, response in zip(prompts, responses, strict=True)]
 
@@ -97,21 +118,26 @@ def evaluate_policy(policy: MiniGPT, reference: MiniGPT, prompts: Sequence[str],
     return figures
 
 
-def signs_of_collapse(figures: Mapping[str, float]) -> list[str]:
-    """What no reader of a report should overlook, with what to change; [] if all is well."""
+def signs_of_collapse(figures: Mapping[str, float],
+                      advice: Mapping[str, str] | None = None) -> list[str]:
+    """What no reader of a report should overlook, with what to do about it; [] if all is well.
+
+    advice: what to do, by the name of the figure that shows the sign.
+    """
     kl = figures.get("kl_nats_per_response", 0.0)
     repeated = figures.get("repetition", 0.0)
     finished = figures.get("finished_share", 1.0)
-    pull_harder = "halve --lr, or raise --beta (DPO) or --kl-coeff (PPO)"
     signs = {
-        f"the policy is {kl:.0f} nats per response away from its reference: {pull_harder}":
-            kl > FURTHEST_KL,
-        f"{repeated:.0%} of an average response repeats itself: {pull_harder}": repeated > 0.5,
-        f"only {finished:.0%} of the responses end by themselves: raise --max-new-tokens, or "
-        "--missing-eos-penalty (PPO); for SFT, train longer, on responses that are not truncated":
-            finished < 0.5,
+        "kl_nats_per_response": (kl > FURTHEST_KL, f"the policy is {kl:.0f} nats per response away "
+                                                   "from its reference"),
+        "repetition": (repeated > MOST_REPETITION, f"{repeated:.0%} of an average response repeats "
+                                                   "itself"),
+        "finished_share": (finished < FEWEST_FINISHED, f"only {finished:.0%} of the responses end "
+                                                       "by themselves"),
     }
-    return [sign for sign, seen in signs.items() if seen]
+    seen = {name: sign for name, (is_seen, sign) in signs.items() if is_seen}
+    return [f"{sign}: {advice[name]}" if advice and name in advice else sign
+            for name, sign in seen.items()]
 
 
 def show_before_and_after(before: MiniGPT, after: MiniGPT, prompts: Sequence[str],

@@ -29,6 +29,13 @@ class NoRoomError(UserError):
     """The prompt alone fills max_seq_len, so there is no room for a response."""
 
 
+def check_texts(name: str, texts: Sequence) -> None:
+    """Raises TypeError if this is one string, whose letters would each count as a text."""
+    if isinstance(texts, str | bytes):
+        raise TypeError(f"{name} is a single string, but a list of texts is needed: "
+                        f"{name}=[{texts[:40]!r}]")
+
+
 def tokenize_prompt(prompt: str, max_seq_len: int) -> list[int]:
     """`prompt SEP`; an empty prompt is `EOS`, since plain text begins where another text ended.
 
@@ -47,8 +54,10 @@ def tokenize_example(prompt: str, responses: Sequence[Text], max_seq_len: int) -
 
     A truncated response loses its EOS: a text that stops in the middle must not teach the model to
     end there.  A response given as ids (from `generate`) is used as it is, so that what is scored
-    is what was sampled.  Raises NoRoomError if the prompt leaves no room.
+    is what was sampled.  Raises NoRoomError if the prompt leaves no room; TypeError if responses is
+    a single string.
     """
+    check_texts("responses", responses)
     prompt_ids = tokenize_prompt(prompt, max_seq_len)
     room = max_seq_len - len(prompt_ids)
     ids = [[*encode(r), EOS] if isinstance(r, str) else list(r) for r in responses]

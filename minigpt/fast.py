@@ -4,9 +4,10 @@
     by_row(attention, q, k, v, mask)   attention(q, k, v, mask)
     select(x, (rows, columns))         x[rows, columns]
 
-Two things cost time on a CPU.  What does not fit into the CPU cache (a few MB) is read from memory
-again by the next operation: so long inputs are worked on in pieces that do fit.  And oneDNN, which
-multiplies, prepares itself for every new shape of matrix: so there are few shapes.
+Two things cost time on a CPU.  What does not fit into the CPU cache is read from memory again by
+the next operation: so long inputs are worked on in pieces.  And oneDNN, which multiplies, prepares
+itself for every new shape of matrix: so there are few shapes.  The sizes below were the fastest
+measured (lessons/notes/speed.md).
 """
 
 import math
@@ -30,7 +31,7 @@ def by_token(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     On a CPU, 1024 tokens at a time, the last piece filled up with zeros.
     """
     tokens = x.flatten(0, -2)
-    missing = -len(tokens) % min(128, size_step(len(tokens)))
+    missing = -len(tokens) % min(128, size_step(len(tokens)))  # few shapes, and little waste
     if x.device.type != "cpu" or (missing == 0 and len(tokens) <= TOKENS_AT_ONCE):
         return layer(x)
     pieces = F.pad(tokens, (0, 0, 0, missing)).split(TOKENS_AT_ONCE)
@@ -41,10 +42,10 @@ def by_row(attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor,
            mask: Tensor | None) -> Tensor:
     """attention(q, k, v, mask), causal if there is no mask, with the heads last: (B, T, H, K).
 
-    On a CPU the formula is twice as fast as PyTorch's fused kernel, for as many rows at a time as
-    have scores that fit into the CPU cache.  Its price is memory: for the gradient it keeps B H T S
-    probabilities.  The fused kernel is used on a GPU, and in decoding (one query, which sees every
-    key), where MKL is the faster library.
+    On a CPU the formula is twice as fast as PyTorch's fused kernel, if it is given few enough rows
+    at a time that their scores stay in the CPU cache.  Its price is memory: for the gradient it
+    keeps B H T S probabilities.  The fused kernel is used on a GPU, and for decoding, where one
+    query sees every key; its products are so small that MKL beats oneDNN.
     """
     T, S = q.shape[2], k.shape[2]
     if q.device.type != "cpu":
@@ -59,7 +60,7 @@ def by_row(attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor,
     rows = SCORES_BYTES / (q.shape[1] * T * S * q.element_size())
     rows = 2 ** int(math.log2(max(1, rows)))  # a power of two, for few shapes
     pieces = zip(*(x.split(rows) for x in (q, k, v, mask)), strict=True)
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast("cpu", enabled=False):  # q, k and v are in the right precision already
         return torch.cat([attention(*piece).transpose(1, 2) for piece in pieces])
 
 

@@ -1,10 +1,11 @@
 """What logs: one line of metrics for each step, in metrics.jsonl and in memory."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from minigpt import distributed
 
@@ -48,3 +49,9 @@ class MetricLog:
     def last(self, name: str) -> float:
         """The latest value of a metric."""
         return self.history[name][-1]
+
+
+def warn(signs: Sequence[str]) -> None:
+    """One line for each, above a progress bar if there is one."""
+    for sign in signs:
+        tqdm.write(f"warning: {sign}")

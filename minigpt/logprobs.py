@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minigpt.batching import Batch, Batches
-from minigpt.examples import Text, tokenize_example
+from minigpt.examples import Text, check_texts, tokenize_example
 from minigpt.masks import positions_and_visibility, predictor_positions
 from minigpt.model import MiniGPT
 from minigpt.processor import onednn_matmul
@@ -48,8 +48,11 @@ def sequence_logps(model: MiniGPT, prompts: Sequence[str], responses: Sequence[T
 
     A response is a text, or ids as `generate` returned them.
     Raises ValueError if the two lists differ in length or are empty, or if a pair does not fit into
-    max_seq_len (the sum over half a response would be a wrong answer).
+    max_seq_len (the sum over half a response would be a wrong answer); TypeError if one of them is
+    a single string.
     """
+    check_texts("prompts", prompts)
+    check_texts("responses", responses)
     examples = [tokenize_example(prompt, [response], model.max_seq_len)
                 for prompt, response in zip(prompts, responses, strict=True)]
     for index, example in enumerate(examples):

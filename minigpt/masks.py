@@ -1,7 +1,8 @@
 """Which tokens see which, and from which token each response token is predicted.
 
-Column t of the logits predicts token t + 1: this shift by one happens in `predictor_columns`, and
-nowhere else in the library.  `segments` is explained in minigpt/batching.py.
+Column t of the logits predicts token t + 1.  For responses that are given, this shift by one
+happens in `predictor_columns` and nowhere else; sampling reads the same columns, the last token of
+the prompt first (SEP, which counts as prompt).  `segments` is explained in minigpt/batching.py.
 """
 
 import torch
@@ -12,17 +13,18 @@ from minigpt.fast import Positions
 
 
 def positions_and_visibility(segments: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Positions (B, T) and what is visible (B, T, T), so that each response seems to stand alone.
+    """Positions (B, T) and visibility (B, T, T), with which each response seems to be the only one.
 
     Of the tokens before it, a token sees the prompt and its own response; its position is how many
-    tokens it sees.  Padding, on either side, stands at position 0, where nothing reads it.  Where
-    plain causal attention shows every token what it may see, the second is None.
+    tokens it sees.  Padding, on either side, stands at position 0, where nothing reads it.
+    Visibility is None if an ordinary causal mask is enough.
     """
-    if segments.max() < 2 and (segments[:, 0] >= 0).all():
-        return torch.arange(segments.shape[1], device=segments.device) * (segments >= 0), None
+    real = segments >= 0
+    if segments.max() < 2 and real[:, 0].all() and (real[:, 1:] <= real[:, :-1]).all():
+        return torch.arange(segments.shape[1], device=segments.device) * real, None
     same_segment = segments[:, :, None] == segments[:, None, :]
     visible = (same_segment | (segments == 0)[:, None, :]).tril()
-    return (visible.sum(-1) - 1) * (segments >= 0), visible
+    return (visible.sum(-1) - 1) * real, visible
 
 
 def predictor_columns(segments: Tensor) -> Tensor:

@@ -39,7 +39,10 @@ class Attention(nn.Module):
         self.out = nn.Linear(embed_dim, embed_dim, bias=False)
 
     def forward(self, x: Tensor, mask: Tensor | None, cache: KeyValueCache | None) -> Tensor:
-        """(B, T, D) -> (B, T, D), before the output projection `out`."""
+        """(B, T, D) -> (B, T, D), before the output projection `out`.
+
+        The block projects, since in the last layer it first drops the tokens that nobody reads.
+        """
         B, T, D = x.shape
         qkv = by_token(self.qkv, x).view(B, T, 3, self.num_heads, D // self.num_heads)
         qkv = qkv.permute(2, 0, 3, 1, 4)                                       # (3, B, H, T, K)
@@ -75,7 +78,7 @@ class Block(nn.Module):
 class MiniGPT(nn.Module):
     """The language model that every stage shares: 840,448 parameters at its defaults.
 
-    Raises ValueError if num_heads does not divide embed_dim.
+    Raises ValueError on a size that is not positive, or if num_heads does not divide embed_dim.
     """
 
     FORWARD_METHODS = ("hidden_states", "logits")  # what is called from outside (for FSDP's hooks)
@@ -83,10 +86,13 @@ class MiniGPT(nn.Module):
     def __init__(self, vocab_size: int = VOCAB_SIZE, embed_dim: int = 128, num_heads: int = 4,
                  num_layers: int = 4, max_seq_len: int = 128, ff_dim: int = 512):
         super().__init__()
-        if embed_dim % num_heads:
-            raise ValueError(f"embed_dim={embed_dim} is not a multiple of num_heads={num_heads}")
         self.settings = {"vocab_size": vocab_size, "embed_dim": embed_dim, "num_heads": num_heads,
                          "num_layers": num_layers, "max_seq_len": max_seq_len, "ff_dim": ff_dim}
+        for name, size in self.settings.items():
+            if size < 1:
+                raise ValueError(f"{name}={size} must be at least 1")
+        if embed_dim % num_heads:
+            raise ValueError(f"embed_dim={embed_dim} is not a multiple of num_heads={num_heads}")
         self.max_seq_len = max_seq_len
         self.token_embedding = nn.Embedding(vocab_size, embed_dim)  # also the output head (tied)
         self.position_embedding = nn.Embedding(max_seq_len, embed_dim)

@@ -1,4 +1,4 @@
-"""What optimises: AdamW with warm-up and decay, gradient clipping, precision, several processes."""
+"""AdamW with warm-up and decay, gradient clipping, and precision; for several processes, too."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +17,7 @@ class Optimizer:
     """AdamW over one or several models.
 
     models: what is trained, by name.  lrs: the peak learning rates that differ from config.lr, by
-    the same names.  num_steps: how many steps the rise and fall of the rate are spread over.
+    the same names.  num_steps: the steps of the whole run, over which the rate rises and falls.
     """
 
     def __init__(self, models: Mapping[str, nn.Module], config: TrainingConfig, num_steps: int,
@@ -29,25 +29,31 @@ class Optimizer:
             models, self.device)
         groups = []
         for name, model in models.items():
+            if not any(p.requires_grad for p in model.parameters()):
+                raise ValueError(f"every weight of the {name} model is frozen, so it cannot be "
+                                 "trained: model.requires_grad_(True) thaws it")
             peak = (lrs or {}).get(name, config.lr)
-            for decay, dims in ((config.weight_decay, (2,)), (0.0, (0, 1))):  # matrices alone decay
-                parameters = [p for p in model.parameters() if p.dim() in dims]
+            for decay, matrices in ((config.weight_decay, True), (0.0, False)):  # only they decay
+                parameters = [p for p in model.parameters() if (p.dim() >= 2) == matrices]
                 groups.append({"params": parameters, "lr": peak, "peak": peak,
                                "weight_decay": decay})
         self.adamw = torch.optim.AdamW(groups, betas=(0.9, 0.99), eps=eps, fused=True)
-        self.where: Callable[[], str] = lambda: ""
+        self.error_hint: Callable[[], str] = lambda: ""
 
     @contextmanager
     def precision(self) -> Iterator[None]:
         """The arithmetic of forward passes: bfloat16 products where config.precision says so.
 
-        Casts are not cached: PPO steps several times within one, and a cached weight would be the
-        weight before the step.
+        Casts are not cached: a step made within the block would leave the weights cast before it.
+        A FloatingPointError within it is told where it happened.
         """
         kind = self.device.type
         with onednn_matmul(), nullcontext() if self.dtype == "float32" else \
                 torch.autocast(kind, torch.bfloat16, cache_enabled=False):
-            yield
+            try:
+                yield
+            except FloatingPointError as error:
+                raise FloatingPointError(f"{error}. {self.error_hint()}") from error
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of this loss.  Raises FloatingPointError if it is not finite."""
@@ -58,13 +64,14 @@ class Optimizer:
             loss.backward()
 
     def step(self) -> float:
-        """Clip the gradient, step, and clear it.  Returns its length before clipping.
+        """Clip the gradient, step, and clear it.  Returns its norm before clipping.
 
-        Each model is clipped on its own.  Raises FloatingPointError if a gradient is not finite.
+        Each model is clipped on its own; the norm returned is over all of them.
+        Raises FloatingPointError if a gradient is not finite.
         """
-        most = self.config.max_grad_norm
+        limit = self.config.max_grad_norm or math.inf
         norms = torch.stack([distributed.gathered(
-            nn.utils.clip_grad_norm_(model.parameters(), most)) for model in self.models.values()])
+            nn.utils.clip_grad_norm_(model.parameters(), limit)) for model in self.models.values()])
         if not torch.isfinite(norms).all():
             self._fail("the gradient is not finite, though the loss is")
         self.adamw.step()
@@ -75,9 +82,9 @@ class Optimizer:
         """Forget the gradient."""
         self.adamw.zero_grad(set_to_none=True)
 
-    def begin_step(self, step: int, where: Callable[[], str]) -> None:
-        """Set the learning rate of this step; `where()` says what an error should add."""
-        self.where = where
+    def begin_step(self, step: int, error_hint: Callable[[], str]) -> None:
+        """Set the learning rate of this step; `error_hint()` is what an error message adds."""
+        self.error_hint = error_hint
         for group in self.adamw.param_groups:
             group["lr"] = group["peak"] * self.schedule(step)
 
@@ -102,7 +109,7 @@ class Optimizer:
         self.processes.load_optimizer_state(self.adamw, state)
 
     def _fail(self, what: str) -> None:
-        raise FloatingPointError(f"{what}; no weight was changed by it. {self.where()}")
+        raise FloatingPointError(f"{what}; no weight was changed by it. {self.error_hint()}")
 
 
 def precision_of(config: TrainingConfig, device: torch.device) -> str:

@@ -1,18 +1,77 @@
-"""Dataclasses of settings -> command-line options."""
+"""Dataclasses of settings: checked when they are made, and options of the command line."""
 
 import argparse
+import difflib
 import os
+import sys
 from collections.abc import Sequence
-from dataclasses import MISSING, field, fields
-from types import UnionType
-from typing import Any, get_args, get_type_hints
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, NoReturn, get_args, get_type_hints
 
-from minigpt.recipes import RECIPES, recipe
+from minigpt.errors import UserError
+from minigpt.recipes import RECIPES, print_recipe, recipe
 
 
-def option(default: Any, help: str, choices: tuple | None = None) -> Any:
-    """A dataclass field that is also a command-line option with this help text."""
-    return field(default=default, metadata={"help": help, "choices": choices})
+def option(default: Any, help: str, choices: tuple | None = None, *, at_least: float | None = None,
+           above: float | None = None, at_most: float | None = None) -> Any:
+    """A dataclass field that is also a command-line option with this help text.
+
+    choices, at_least, above, at_most: the values that it may have.
+    """
+    return field(default=default, metadata={"help": help, "choices": choices, "at_least": at_least,
+                                            "above": above, "at_most": at_most})
+
+
+@dataclass
+class Settings:
+    """A dataclass whose fields are options.  Raises UserError, naming the first that is wrong."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            wrong = fault(value, hints[setting.name], **_limits(setting.metadata))
+            if wrong is not None:
+                raise UserError(f"{setting.name}={value!r} {wrong} (on the command line "
+                                f"{flag_of(setting.name)})")
+
+
+def fault(value: Any, hint: Any, choices: tuple | None = None, at_least: float | None = None,
+          above: float | None = None, at_most: float | None = None) -> str | None:
+    """What is wrong with the value of a setting of this type, in words; None if nothing is."""
+    kinds = get_args(hint) or (hint,)
+    if value is None:
+        return None if type(None) in kinds else "must have a value"
+    kind = next(kind for kind in kinds if kind is not type(None))
+    if kind is bool:
+        return None if isinstance(value, bool) else "must be True or False"
+    if kind is str:
+        if not isinstance(value, str):
+            return "must be text"
+        return f"must be one of {', '.join(choices)}" if choices and value not in choices else None
+    if kind not in (int, float):
+        texts = isinstance(value, list) and all(isinstance(text, str) for text in value)
+        return None if texts else "must be a list of texts"
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
+        return "must be a whole number" if kind is int else "must be a number"
+    if not abs(value) <= sys.float_info.max:  # nan is not, either
+        return "must be finite"
+    if at_least is not None and value < at_least:
+        return f"must be at least {at_least:g}"
+    if above is not None and value <= above:
+        return f"must be above {above:g}"
+    if at_most is not None and value > at_most:
+        return f"must be at most {at_most:g}"
+    return None
+
+
+def _limits(metadata: Any) -> dict[str, Any]:
+    return {name: metadata.get(name) for name in ("choices", "at_least", "above", "at_most")}
+
+
+def flag_of(name: str) -> str:
+    """batch_size -> --batch-size."""
+    return "--" + name.replace("_", "-")
 
 
 def parse(description: str, argv: Sequence[str] | None, *configs: type,
@@ -36,37 +95,51 @@ def parse(description: str, argv: Sequence[str] | None, *configs: type,
     return [config(**{f.name: values[f.name] for f in fields(config)}) for config in configs]
 
 
+UNKNOWN = "unrecognized arguments: "
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argparse, but an error is one line, and one in an option's name offers the nearest."""
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith(UNKNOWN):
+            unknown = message.removeprefix(UNKNOWN).split(" ")[0].split("=")[0]
+            near = difflib.get_close_matches(unknown, self._option_string_actions)
+            near.sort(key=lambda flag: flag[:3] != unknown[:3])  # rather one that starts alike
+            message = f"there is no option {unknown}"
+            message += f": did you mean {near[0]}?" if near else ""
+        print(f"error: {message} (--help lists the options)", file=sys.stderr)
+        sys.exit(2)
+
+
 def _parser(description: str, configs: Sequence[type]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = _Parser(description=description, allow_abbrev=False,
+                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     for config in configs:
         group, hints = parser.add_argument_group(config.__name__), get_type_hints(config)
         for setting in fields(config):
-            flag = "--" + setting.name.replace("_", "-")
+            flag = flag_of(setting.name)
             if flag in parser._option_string_actions:
                 continue
             default = setting.default if setting.default is not MISSING else None
-            kind: dict[str, Any]
-            if hints[setting.name] is bool:
-                kind = {"action": argparse.BooleanOptionalAction if default else "store_true"}
-            else:
-                kind = {"type": _plain_type(hints[setting.name]),
-                        "choices": setting.metadata["choices"]}
+            kind = _argument(hints[setting.name], default, setting.metadata["choices"])
             group.add_argument(flag, default=default, help=setting.metadata["help"], **kind)
     return parser
+
+
+def _argument(hint: Any, default: Any, choices: tuple | None) -> dict[str, Any]:
+    """How argparse reads a setting of this type; an option that is left out may stay None."""
+    if hint is bool:
+        return {"action": argparse.BooleanOptionalAction if default else "store_true"}
+    kind = next(kind for kind in get_args(hint) or (hint,) if kind is not type(None))
+    if kind in (int, float, str):
+        return {"type": kind, "choices": choices}
+    return {"nargs": "+"}  # a list of texts
 
 
 def _print_recipe(name: str, configs: Sequence[type], values: dict[str, Any]) -> None:
     """One line with the settings that this recipe gave the run; the first process prints it."""
     chosen = {key: value for config in configs for key, value in recipe(name, config).items()
               if values[key] == value}
-    if chosen and os.environ.get("RANK", "0") == "0":
-        print(f"recipe {name!r} (--{RECIPES[name].option}): "
-              + ", ".join(f"{key}={value}" for key, value in chosen.items()))
-
-
-def _plain_type(hint: Any) -> type:
-    """str | None -> str: an option that is left out stays None."""
-    if isinstance(hint, UnionType):
-        return next(t for t in get_args(hint) if t is not type(None))
-    return hint
+    if os.environ.get("RANK", "0") == "0":
+        print_recipe(name, chosen)

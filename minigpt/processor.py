@@ -1,4 +1,4 @@
-"""What training on a CPU owes to two libraries below PyTorch: matrix products and the allocator."""
+"""Tuning for the CPU: the library that multiplies (oneDNN or MKL), and the allocator."""
 
 import ctypes
 import os
@@ -64,7 +64,7 @@ def fast_precision(device: torch.device) -> str:
 def size_step(size: int) -> int:
     """Sizes are rounded up to a multiple of this: eight different ones between two powers of two.
 
-    oneDNN keeps half a MB for every shape of matrix that it has met, a quarter of it for good.
+    oneDNN keeps half a MB for every shape of matrix that it has met, and never frees half of that.
     """
     return 2 ** max(0, size.bit_length() - 4)
 

@@ -22,8 +22,11 @@ from minigpt.examples import Example
 from minigpt.optimizer import precision_of
 from minigpt.settings import TrainingConfig
 
-MAY_CHANGE = ("resume", "overwrite", "out", "save_every")  # between a run and its continuation
-FILES = ("config.json", "state.pt", "metrics.jsonl", "model.pt", "summary.json")
+# What may change between a run and its continuation.  Rows and models may lie at another path: that
+# they are the same is checked by their content.
+MAY_CHANGE = ("resume", "overwrite", "out", "save_every", "data", "eval_data", "init", "reward")
+FILES = ("config.json", "state.pt", "metrics.jsonl", "model.pt", "summary.json")  # of every stage
+MORE_FILES = ("base.pt", "sweep.json", "calibration.json", "curves.png", "calibration.png")
 
 
 class RunFolder:
@@ -43,7 +46,7 @@ class RunFolder:
         continues = resume and self.state.exists()
         if distributed.rank() == 0:
             make_folder(self.path)
-            if not (resume or overwrite) and (self.state.exists() or self.log.exists()):
+            if not (resume or overwrite) and holds_run(self.path):
                 raise holds_another_run(self.path)
             self._check_room(models)
             if not continues:  # a later --resume must not find an earlier run's checkpoint
@@ -131,6 +134,12 @@ def check_same(path: Path, begun: Mapping[str, Any], now: Mapping[str, Any]) -> 
                         "with the same settings, or start anew with --overwrite")
 
 
+def holds_run(folder: Path, below: bool = False) -> bool:
+    """Whether a run in this folder (or in one below it) made a step, or ended."""
+    find = folder.rglob if below else folder.glob
+    return any(path.stat().st_size > 0 for name in FILES[1:] for path in find(name))
+
+
 def holds_another_run(folder: Path) -> UserError:
     return UserError(f"{folder} holds another run: --resume continues it, --overwrite replaces it, "
                      "or choose another --out")
@@ -139,7 +148,7 @@ def holds_another_run(folder: Path) -> UserError:
 def remove_runs(folder: Path) -> None:
     """Delete the runs in this folder and below, so that no later --resume finds parts of them."""
     for run in {folder, *(log.parent for log in folder.rglob("metrics.jsonl"))}:
-        for name in FILES:
+        for name in (*FILES, *MORE_FILES):
             (run / name).unlink(missing_ok=True)
 
 
@@ -148,6 +157,7 @@ def digest(parts: Sequence[nn.Module] | Sequence[Example]) -> str:
     sha = hashlib.sha256()
     for part in parts:
         if isinstance(part, nn.Module):
+            sha.update(str(getattr(part, "settings", "")).encode())  # the number of heads, ...
             for tensor in part.state_dict().values():
                 sha.update(tensor.detach().float().cpu().numpy().tobytes())
         else:

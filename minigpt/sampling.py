@@ -1,5 +1,6 @@
 """Batched generation with a key-value cache; rows that have ended leave the batch."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from minigpt.cache import KeyValueCache
-from minigpt.examples import tokenize_prompt
+from minigpt.examples import check_texts, tokenize_prompt
 from minigpt.model import MiniGPT
 from minigpt.processor import onednn_matmul
 from minigpt.tokenizer import EOS, PAD, decode
@@ -31,11 +32,13 @@ def generate(model: MiniGPT, prompts: Sequence[str], max_new_tokens: int, temper
     True for the first.  The same seed gives the same responses; without one, torch's global random
     state decides.
     Raises ValueError on a temperature or limit that is not positive, and on a prompt that leaves no
-    room for a response.
+    room for a response; TypeError if prompts is a single string; FloatingPointError if the logits
+    are not finite.
     """
-    if temperature <= 0:
-        raise ValueError(f"temperature={temperature} must be above 0 (for the most likely token, "
-                         "use greedy=True)")
+    check_texts("prompts", prompts)
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature={temperature} must be above 0 and finite (for the most "
+                         "likely token, use greedy=True)")
     if max_new_tokens < 1 or (top_k is not None and top_k < 1):
         raise ValueError(f"max_new_tokens={max_new_tokens} and top_k={top_k} must be at least 1")
     generator = None if seed is None else torch.Generator(model.device).manual_seed(seed)
@@ -96,6 +99,8 @@ def sample_ids(model: MiniGPT, prompt_ids: Sequence[list[int]], max_new_tokens: 
 def sample_tokens(logits: Tensor, temperature: float, top_k: int | None, greedy: bool,
                   generator: torch.Generator | None) -> Tensor:
     """One token for each row of logits: (B, V) -> (B,)."""
+    if not logits.isfinite().all():
+        raise FloatingPointError("the model's logits are not finite: there is nothing to sample")
     if greedy:
         return logits.argmax(-1)
     logits = logits / temperature
@@ -106,7 +111,5 @@ def sample_tokens(logits: Tensor, temperature: float, top_k: int | None, greedy:
     # torch.multinomial.
     cumulative = logits.softmax(-1).cumsum(-1)
     end = cumulative[:, -1:] * (1 - 2**-22)  # rounding must not push a number past the end
-    if not end.isfinite().all():
-        raise FloatingPointError("the model's logits are not finite: there is nothing to sample")
     u = torch.rand((len(logits), 1), generator=generator, device=logits.device)
     return (cumulative <= u * end).sum(-1)

@@ -4,6 +4,8 @@ import hashlib
 
 import torch
 
+LARGEST_SEED = 2**63 - 1
+
 
 def seed_of(seed: int, purpose: str, step: int = 0, rank: int = 0) -> int:
     """A seed for one purpose, at one step, in one process: from 0 to 2^63 - 1."""

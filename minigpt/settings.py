@@ -4,37 +4,43 @@ from dataclasses import dataclass
 
 from minigpt import distributed
 from minigpt.errors import UserError
-from minigpt.options import option
+from minigpt.options import Settings, option
+from minigpt.seeding import LARGEST_SEED
 
 PRECISION = "arithmetic of matrix products (auto: bfloat16 where the CPU or GPU has it)"
 PRECISIONS = ("auto", "float32", "bfloat16")
-COUNTS = ("batch_size", "save_every", "num_epochs", "num_episodes", "accumulate", "minibatch_size",
-          "ppo_epochs")
 
 
 @dataclass
-class TrainingConfig:
+class TrainingConfig(Settings):
     """Settings of any training run; each stage adds its own and sets the defaults."""
 
-    lr: float = option(1e-3, "peak learning rate of AdamW")
-    batch_size: int = option(64, "examples in one optimizer step (of each process)")
-    warmup: float = option(0.05, "share of the steps over which the learning rate rises from 0")
-    final_lr: float = option(0.0, "learning rate at the end of the cosine decay, over its peak")
-    weight_decay: float = option(0.0, "AdamW's weight decay (of matrices only)")
-    max_grad_norm: float = option(1.0, "clip each model's gradient to this norm")
+    lr: float = option(1e-3, "peak learning rate of AdamW", above=0)
+    batch_size: int = option(64, "examples in one optimizer step (of each process)",
+                             at_least=1)
+    warmup: float = option(0.05, "share of the steps over which the learning rate rises from 0",
+                           at_least=0, at_most=1)
+    final_lr: float = option(0.0, "learning rate at the end of the cosine decay, over its peak",
+                             at_least=0, at_most=1)
+    weight_decay: float = option(0.0, "AdamW's weight decay (of matrices only)", at_least=0)
+    max_grad_norm: float = option(1.0, "clip each model's gradient to this norm (0: do not clip)",
+                                  at_least=0)
     precision: str = option("float32", PRECISION, PRECISIONS)
-    seed: int = option(0, "seed of the data order and of sampling")
+    seed: int = option(0, "seed of the data order and of sampling", at_least=0,
+                       at_most=LARGEST_SEED)
     out: str | None = option(None, "folder for metrics.jsonl and checkpoints")
-    save_every: int = option(500, "steps between two checkpoints")
+    save_every: int = option(500, "steps between two checkpoints", at_least=1)
     shard: bool = option(False, "under torchrun: spread the model over the processes (FSDP2), for "
                                 "models that do not fit into one")
     resume: bool = option(False, "continue the run in --out")
     overwrite: bool = option(False, "replace the run in --out")
 
     def __post_init__(self) -> None:
-        for name in COUNTS:
-            if getattr(self, name, 1) < 1:
-                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        super().__post_init__()
+        if self.resume and self.overwrite:
+            raise UserError("--resume continues a run and --overwrite replaces it: choose one")
+        if self.resume and self.out is None:
+            raise UserError("--resume continues the run in a folder: name it (out)")
         if self.shard and not distributed.is_on():
             raise UserError("--shard spreads a model over several processes, but this is only one: "
                             "start it with torchrun")
@@ -44,7 +50,7 @@ class TrainingConfig:
 class EpochConfig(TrainingConfig):
     """Settings of the stages that pass over a fixed set of rows."""
 
-    num_epochs: int = option(1, "passes over the rows")
+    num_epochs: int = option(1, "passes over the rows", at_least=1)
     precision: str = option("auto", PRECISION, PRECISIONS)
     accumulate: int = option(1, "backward passes per optimizer step, at least (saves memory, and "
-                                "the result is the same)")
+                                "the result is the same)", at_least=1)

@@ -1,4 +1,4 @@
-"""The training loop, but for what is learned: data order, log, checkpoints, being stopped.
+"""Everything about a training run except the loss: data order, log, checkpoints, signals.
 
     >>> from minigpt.examples import tokenize_example
     >>> from minigpt.logprobs import response_logps
@@ -13,7 +13,8 @@
     ...             loss = -response_logps(model, batch).mean()  # forward
     ...         optimizer.backward(batch.weight * loss)
     ...         log.add({"loss": loss}, batch.weight)
-    ...     log.write({"grad_norm": optimizer.step()})           # clip, step
+    ...     grad_norm = optimizer.step()                         # clip, step, clear
+    ...     log.write({"grad_norm": grad_norm})
     >>> log.last("loss") < log.history["loss"][0]
     True
 
@@ -27,6 +28,7 @@ dealt out to them.  A logged mean is that of the whole batch; an extreme is the 
 of its parts.
 """
 
+import math
 import signal
 import sys
 import threading
@@ -46,6 +48,11 @@ from minigpt.optimizer import Optimizer
 from minigpt.processor import keep_freed_memory, most_tokens
 from minigpt.run_folder import RunFolder, identity_of
 from minigpt.settings import TrainingConfig
+from minigpt.weights import first_not_finite
+
+
+class Stopped(KeyboardInterrupt):
+    """Raised after Ctrl-C, once the message is printed and the checkpoint saved."""
 
 
 class TrainingLoop:
@@ -53,13 +60,13 @@ class TrainingLoop:
 
     models: what is trained, by name; lrs: their learning rates where they differ from config.lr.
     frozen: the models that are only read; a resumed run must have the same, and the same examples.
-    state: what else a resumed run must know.
+    state: what else a resumed run must know; identity: what else it must have in common.
     """
 
     def __init__(self, models: dict[str, nn.Module], config: TrainingConfig, batches: Batches,
                  num_steps: int, frozen: Sequence[nn.Module] = (),
                  lrs: dict[str, float] | None = None, eps: float = 1e-8,
-                 state: dict[str, Any] | None = None):
+                 state: dict[str, Any] | None = None, identity: dict[str, Any] | None = None):
         keep_freed_memory()
         self.models, self.config, self.batches, self.num_steps = models, config, batches, num_steps
         self.step, self.num_tokens, self.state = 0, 0, state or {}
@@ -67,8 +74,8 @@ class TrainingLoop:
         self.folder, saved = None, None
         if config.out is not None:
             everything = [*models.values(), *frozen]
-            self.folder = RunFolder(config.out, identity_of(config, batches.examples, everything,
-                                                            num_steps))
+            self.folder = RunFolder(config.out, identity_of(
+                config, batches.examples, everything, num_steps) | (identity or {}))
             saved = self.folder.open(models, config.resume, config.overwrite)
         self.optimizer = Optimizer(models, config, num_steps, lrs, eps)
         self.log = MetricLog(self.folder, self.optimizer.device, self._position)
@@ -80,8 +87,9 @@ class TrainingLoop:
                 self.log.remember(line)
 
     def steps(self, accumulate: int = 1, by_tokens: bool = False) -> Iterator[Iterator[Batch]]:
-        """For each optimizer step, the microbatches that this process has to work on.
+        """For each optimizer step, an iterator of the microbatches that this process works on.
 
+        Work through it before going on to the next step.
         There are `accumulate` of them, or more if these were longer than is good for the device.
         Each batch's loss is a mean, over its examples or (by_tokens) over its response tokens, and
         `batch.weight` is its share of them: the weighted sum is the mean over the whole.
@@ -98,7 +106,7 @@ class TrainingLoop:
             (mine,), _ = deal(self.batches, indices, 1, False, sys.maxsize)
             yield self._collate(mine)
 
-    def whole(self, name: str) -> Any:
+    def gathered(self, name: str) -> Any:
         """One of the models: itself, or with --shard a copy gathered from all processes."""
         return self.optimizer.processes.whole(name)
 
@@ -111,7 +119,7 @@ class TrainingLoop:
         Ctrl-C and SIGTERM end the run after the current step, with a checkpoint.
         """
         ordered, order = -1, []
-        hidden = True if distributed.rank() else None
+        hidden = True if distributed.rank() else None  # None: tqdm shows it on a terminal only
         with self._signals_delayed(), tqdm(total=self.num_steps, initial=self.step, leave=False,
                                            disable=hidden) as bar:
             while self.step < self.num_steps:
@@ -119,7 +127,7 @@ class TrainingLoop:
                 if epoch != ordered:
                     ordered, order = epoch, self.batches.epoch(epoch)
                 indices = order[index]
-                self.optimizer.begin_step(self.step, partial(self._where, indices))
+                self.optimizer.begin_step(self.step, partial(self._error_hint, indices))
                 self.num_tokens += sum(self.batches.examples[i].num_tokens for i in indices)
                 yield indices
                 self.step += 1
@@ -135,11 +143,14 @@ class TrainingLoop:
                 "epoch": self.step / len(self.batches), "global_step": self.step + 1,
                 "num_tokens": self.num_tokens}
 
-    def _where(self, indices: Sequence[int]) -> str:
-        kept = "There is no checkpoint, since the run has no folder (out)" if self.folder is None \
-            else self.folder.last_checkpoint()
-        return (f"This was step {self.step + 1}. {kept}. Lower the learning rate, or look at the "
-                f"examples of this step: {indices[:64]}")
+    def _error_hint(self, indices: Sequence[int]) -> str:
+        return (f"This was step {self.step + 1}. {self._checkpoint_hint()}. Lower the learning "
+                f"rate, or look at the examples of this step: {indices[:64]}")
+
+    def _checkpoint_hint(self) -> str:
+        if self.folder is None:
+            return "There is no checkpoint, since the run has no folder (out)"
+        return self.folder.last_checkpoint()
 
     # --- being stopped ---------------------------------------------------------------------------
 
@@ -151,8 +162,14 @@ class TrainingLoop:
             self._stop()
 
     def _save(self) -> None:
+        weights = {name: self.gathered(name).state_dict() for name in self.models}
+        for name, state in weights.items():
+            broken = first_not_finite(state)
+            if broken is not None:
+                raise FloatingPointError(f"after step {self.step} {broken!r} of the {name} is not "
+                                         f"finite, so it is not saved. {self._checkpoint_hint()}. "
+                                         "Lower the learning rate")
         if self.folder is not None:
-            weights = {name: self.whole(name).state_dict() for name in self.models}
             self.folder.save({"step": self.step, "num_tokens": self.num_tokens,
                               "state": self.state, "models": weights,
                               "optimizer": self.optimizer.state_dict()})
@@ -165,6 +182,8 @@ class TrainingLoop:
             return
 
         def note(number: int, frame: Any) -> None:
+            if self._signal:  # the second time: at once
+                raise KeyboardInterrupt
             self._signal = number
             tqdm.write("stopping after this step")
 
@@ -182,7 +201,7 @@ class TrainingLoop:
             f"saved in {self.folder.state}: the same command with --resume continues"
         print(f"\nstopped after step {self.step} of {self.num_steps}; {where}")
         if self._signal == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise Stopped
         raise SystemExit(128 + signal.SIGTERM)
 
 
@@ -190,10 +209,12 @@ def deal(batches: Batches, indices: Sequence[int], accumulate: int, by_tokens: b
          most_tokens: int) -> tuple[list[list[int]], list[float]]:
     """Divide one batch: this process's microbatches, and the weight of each.
 
-    There are `accumulate` microbatches, or more if these had more than most_tokens, each example
-    counted as long as the longest.  Every process gets equally many, so that none waits for
-    another; where there are too few examples, one has weight 0.  The weights sum to 1 in one
+    There are `accumulate` microbatches, or more of them if one, padded to the longest example, had
+    more than most_tokens.  Every process gets equally many, so that none waits for another: one
+    without examples left works on a copy of the first, with weight 0.  The weights sum to 1 in one
     process, and average to 1 over several.
+
+        10 examples, 1 process, accumulate 4  ->  3 + 3 + 3 + 1 examples, weights 0.3 0.3 0.3 0.1
     """
     def size(part: Sequence[int]) -> int:
         if not by_tokens:
@@ -202,10 +223,10 @@ def deal(batches: Batches, indices: Sequence[int], accumulate: int, by_tokens: b
 
     processes = distributed.world_size()
     mine = indices[distributed.rank()::processes]
-    most = -(-len(indices) // processes)
+    share = math.ceil(len(indices) / processes)  # of the process with the most examples
     longest = max(batches.examples[i].num_tokens for i in indices)
-    rows = min(-(-most // accumulate), max(1, most_tokens // longest))
-    rows = -(-most // -(-most // rows))  # as many microbatches, of similar size
-    pieces = [list(mine[start:start + rows]) for start in range(0, most, rows)]
+    rows = min(math.ceil(share / accumulate), max(1, most_tokens // longest))
+    rows = math.ceil(share / math.ceil(share / rows))  # as many microbatches, of similar size
+    pieces = [list(mine[start:start + rows]) for start in range(0, share, rows)]
     weights = [size(piece) / size(indices) * processes for piece in pieces]
     return [piece or list(indices[:1]) for piece in pieces], weights

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from minigpt.metrics import masked, masked_mean
+
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0,
         lam: float = 0.95) -> tuple[Tensor, Tensor]:
@@ -22,7 +24,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0,
     if not rewards.shape == values.shape == mask.shape:
         raise ValueError(f"gae: rewards {tuple(rewards.shape)}, values {tuple(values.shape)} and "
                          f"mask {tuple(mask.shape)} must have the same shape")
-    rewards, values = rewards.detach() * mask, values.detach() * mask
+    rewards, values = masked(rewards.detach(), mask), masked(values.detach(), mask)
     advantages = torch.zeros_like(values)
     next_value = next_advantage = torch.zeros_like(values[:, 0])
     for t in reversed(range(values.shape[1])):
@@ -33,13 +35,9 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0,
     return advantages, advantages + values
 
 
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of x where the mask is True (0-d); nan if the mask is empty."""
-    return (x * mask).sum() / mask.sum()
-
-
 def whiten(x: Tensor, mask: Tensor) -> Tensor:
     """x shifted and scaled to mean 0 and variance 1 where the mask is True; 0 elsewhere."""
+    x = masked(x, mask)
     mean = masked_mean(x, mask)
     variance = masked_mean((x - mean).square(), mask)
-    return (x - mean) * (variance + 1e-8).rsqrt() * mask
+    return masked((x - mean) * (variance + 1e-8).rsqrt(), mask)

@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
-from ppo.advantages import masked_mean
+from minigpt.metrics import masked, masked_mean
+
+LARGEST_LOG_RATIO = 40.0  # e^40: above it a ratio counts as that, or its gradient would be NaN
 
 
 def ppo_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor,
@@ -19,8 +21,9 @@ def ppo_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor,
     rollout the two policies are the same, so `val/ratio` is 1 and `policy/approxkl_avg` is 0: the
     best single check of a PPO implementation.
     """
-    log_ratio = (logps - old_logps) * mask
-    ratio = log_ratio.exp()
+    log_ratio = masked(logps - old_logps, mask)
+    advantages = masked(advantages, mask)
+    ratio = log_ratio.clamp(max=LARGEST_LOG_RATIO).exp()
     clipped = ratio.clamp(1 - clip, 1 + clip)
     loss = -masked_mean(torch.minimum(ratio * advantages, clipped * advantages), mask)
     with torch.no_grad():
@@ -46,6 +49,7 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor
     Args: values now and at the rollout, returns and the response mask, each (B, T); clip is eps.
     Returns: the loss (0-d, differentiable) and detached metrics.
     """
+    values, old_values, returns = (masked(x, mask) for x in (values, old_values, returns))
     clipped = torch.clamp(values, old_values - clip, old_values + clip)
     errors, clipped_errors = (values - returns).square(), (clipped - returns).square()
     loss = 0.5 * masked_mean(torch.maximum(errors, clipped_errors), mask)

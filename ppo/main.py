@@ -17,26 +17,28 @@ from data.task import RowsConfig, Task, load_task
 from data.world import WorldConfig
 from minigpt import distributed
 from minigpt.checkpoint import save_checkpoint
-from minigpt.command import CommandConfig, begin, peak_memory_mb, report, run_command, warn
+from minigpt.command import CommandConfig, begin, peak_memory_mb, report, run_command
+from minigpt.errors import UserError
 from minigpt.evaluation import evaluate_policy, show_before_and_after, signs_of_collapse
+from minigpt.log import warn
 from minigpt.model import MiniGPT
-from minigpt.options import option
+from minigpt.options import Settings, option
 from minigpt.plots import running_mean, save_curves
 from minigpt.run_folder import read_history
 from minigpt.weights import copy_model_weights
-from ppo.train import PPOConfig, ppo_training
+from ppo.train import ADVICE, PPOConfig, ppo_training
 from reward.evaluate import score
 from reward.model import RewardModel
 from reward.start import reward_model_of
 from reward.train import train_reward_model
-from sft.start import starting_point
+from sft.start import doubts_about, start_figures, starting_point
 
 __all__ = ["PREFERENCE_DATA", "MiniGPT", "RewardModel", "copy_model_weights", "main",
            "ppo_training", "train_reward_model"]
 
 
 @dataclass
-class RewardFileConfig:
+class RewardFileConfig(Settings):
     reward: str | None = option(None, "checkpoint of the reward model (by default the command "
                                       "trains its own)")
 
@@ -46,7 +48,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     command, rows, config, world_config, reward_file = begin(
         __doc__, argv, CommandConfig, RowsConfig, PPOConfig, WorldConfig, RewardFileConfig,
         out="runs/ppo")
-    task = load_task(rows, world_config, config.seed, command.init)
+    task = load_task(rows, world_config, config.seed, command.init, "prompts")
+    if not (task.preferences or (command.init and reward_file.reward)):
+        raise UserError("--data holds prompts alone, so PPO needs a model to start from (--init) "
+                        "and a reward model (--reward)")
     reference = starting_point(task, command, config)
     reward = reward_model_of(reward_file.reward, reference, task, command, config)
     policy, _, _ = ppo_training(copy.deepcopy(reference), reference, reward, task.prompts,
@@ -67,10 +72,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                **training_figures(history, task)}
     summary |= {"seconds": time.perf_counter() - started, "peak_memory_mb": peak_memory_mb(),
                 "models_in_memory": 4}
-    report("PPO: held-out prompts", summary, config.out)
+    start = start_figures(reference, task)
+    report("PPO: held-out prompts", start | summary, config.out, doubts_about(start))
     print(f"\nIn memory: policy and reference, {policy.count_parameters():,} weights each; reward "
           f"model and value model, {sum(p.numel() for p in reward.parameters()):,} each")
-    warn(signs_of_collapse(summary))
+    warn(signs_of_collapse(summary, ADVICE))
     show_before_and_after(reference, policy, task.heldout_prompts[:4], command.max_new_tokens)
     save_curves(out / "curves.png", history, {
         "reward of the rollouts": ["objective/scores"] + ["true_reward"] * bool(task.world),

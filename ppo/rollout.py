@@ -2,11 +2,12 @@
 
 All per-token tensors are (B, T) and aligned to tokens: column t of `logps` is
 log p(token t | before), column t of `values` the value of the state before token t.  Sampling is at
-temperature 1, so that the distribution sampled from is the one that is scored; at another
-temperature every KL here would be of the wrong policy.  (To rounding: decoding is in float32, also
-in a run in bfloat16.)
+temperature 1, so that the distribution sampled from is the one that is scored (up to rounding:
+sampling is in float32, even in a bfloat16 run); at another temperature every KL here would be that
+of another policy.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -24,7 +25,9 @@ from reward.model import RewardModel
 
 Sampler = Callable[..., list[list[int]]]  # see minigpt.sampling.sample_ids
 
-ROWS_AT_ONCE = 32  # in one backward pass on a CPU; the same count of passes in every process
+# In one backward pass on a CPU, to save memory.  Rows are counted and not tokens, since of several
+# processes all must make equally many passes, or they would wait for each other for ever.
+ROWS_AT_ONCE = 32
 
 
 @dataclass
@@ -48,11 +51,11 @@ class Rollout:
 
     def texts(self) -> tuple[list[str], list[str]]:
         """Prompts and responses."""
-        segments = self.batch.segments
-        prompts, responses = ([decode(ids[where].tolist())
-                               for ids, where in zip(self.batch.token_ids, mask, strict=True)]
-                              for mask in (segments == 0, segments > 0))
-        return prompts, responses
+        def decoded(places: Tensor) -> list[str]:
+            rows = zip(self.batch.token_ids, places, strict=True)
+            return [decode(ids[place].tolist()) for ids, place in rows]
+
+        return decoded(self.batch.segments == 0), decoded(self.mask)
 
 
 @dataclass
@@ -90,9 +93,9 @@ class RolloutMaker:
 
     def respond(self, policy: MiniGPT, prompts: Batch, generator: torch.Generator) -> Batch:
         """Prompts -> prompts and sampled responses."""
-        prompt_ids = [ids[:length].tolist() for ids, length in zip(prompts.token_ids,
-                                                                   prompts.lengths, strict=True)]
-        with torch.autocast("cpu", enabled=False):  # casting weights would cost more than it saves
+        rows = zip(prompts.token_ids, prompts.lengths, strict=True)
+        prompt_ids = [ids[:length].tolist() for ids, length in rows]
+        with torch.autocast(policy.device.type, enabled=False):  # casting would cost more
             responses = self.sample(policy, prompt_ids, self.max_new_tokens, generator=generator)
         return collate([Example(bytes(prompt), (bytes(response),)) for prompt, response
                         in zip(prompt_ids, responses, strict=True)]).to(policy.device)
@@ -108,8 +111,8 @@ def token_rewards(scores: Tensor, kl: Tensor, kl_coeff: float, lengths: Tensor) 
 
         r_t = - beta KL_t  +  [t is the last token] score
 
-    With KL_t = log pi/ref, its sum over a response is what the objective averages: with gamma = 1
-    the return of a response is its score less beta times its KL.
+    beta is kl_coeff.  With KL_t = log pi/ref (k1) and gamma = 1, the return of a whole response is
+    score - beta log(pi/ref), and its mean over responses is the objective E[score] - beta KL.
 
     Args: scores (B,), kl (B, T), lengths (B,) of the rows.  Returns: (B, T).
     """
@@ -136,10 +139,10 @@ class Experience:
 
     def minibatches(self, size: int, epochs: int, generator: torch.Generator
                     ) -> Iterator[list["Experience"]]:
-        """Minibatches of shuffled rows, for several epochs; each in parts that sum to its mean.
+        """Minibatches of shuffled rows, for several epochs, each as a list of microbatches.
 
-        On a CPU a part has few rows of similar length, which saves padding and memory; its weight
-        is its share of the minibatch's tokens.
+        On a CPU a microbatch has few rows of similar length, which saves padding and memory; its
+        weight is its share of the minibatch's tokens, so that the weighted losses sum to the mean.
         """
         for _ in range(epochs):
             for rows in torch.randperm(len(self.logps), generator=generator).split(size):
@@ -154,7 +157,8 @@ class Experience:
 
     def _rows(self, rows: Tensor) -> "Experience":
         """These rows, without the columns that only longer ones have (to a multiple of 8)."""
-        columns = slice(-(-int(self.batch.lengths[rows].max()) // 8) * 8)
+        longest = int(self.batch.lengths[rows].max())
+        columns = slice(math.ceil(longest / 8) * 8)
         batch = Batch(self.batch.token_ids[rows, columns], self.batch.segments[rows, columns], rows)
         tensors = (self.logps, self.advantages, self.values, self.returns)
         return Experience(batch, *(tensor[rows, columns] for tensor in tensors))

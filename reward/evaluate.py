@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from data.examples import preference_examples
+from data.examples import measured_examples, with_exact_ties
 from data.preferences import Record
 from data.world import World
 from minigpt.batching import Batches
-from minigpt.examples import Text, print_row_count, tokenize_example
+from minigpt.examples import Text, check_texts, print_row_count, tokenize_example
 from minigpt.logprobs import map_examples
 from minigpt.metrics import preference_accuracy
 from reward.model import RewardModel
@@ -19,19 +19,30 @@ def score(model: RewardModel, prompts: Sequence[str], responses: Sequence[Text],
     """The reward of each response, a text or ids as `generate` returned them: (B,).
 
     A pair longer than max_seq_len is read up to there; one printed line says how many were.
+    Raises ValueError if the two lists differ in length or are empty; TypeError if one of them is a
+    single string.
     """
+    check_texts("prompts", prompts)
+    check_texts("responses", responses)
     examples = [tokenize_example(prompt, [response], model.max_seq_len)
                 for prompt, response in zip(prompts, responses, strict=True)]
     truncated = [index for index, example in enumerate(examples) if example.is_truncated]
     print_row_count("truncated a response in", truncated, len(examples), model.max_seq_len)
+    if not examples:
+        raise ValueError("prompts is empty: there is nothing to score")
     return rewards_of_examples(model, Batches(examples, batch_size))[:, 0]
 
 
 def reward_margins(model: RewardModel, rows: Sequence[Mapping]) -> Tensor:
-    """Chosen reward minus rejected reward of each row, on the CPU: (N,)."""
-    examples = preference_examples(rows, model.max_seq_len)
-    rewards = rewards_of_examples(model, Batches(examples, 64))
-    return (rewards[:, 0] - rewards[:, 1]).cpu()
+    """Chosen reward minus rejected reward of each of N rows, on the CPU: (N,).
+
+    Exactly 0 where the two responses are the same, also if only once truncated.
+    Raises DataError naming a row that cannot be used.
+    """
+    examples = measured_examples(rows, model.max_seq_len)
+    rewards = rewards_of_examples(model, Batches(examples, 64)).cpu()
+    chosen, rejected = with_exact_ties(rewards, examples).unbind(1)
+    return chosen - rejected
 
 
 def rewards_of_examples(model: RewardModel, batches: Batches) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minigpt.metrics import preference_accuracy
+from minigpt.metrics import check_vectors, preference_accuracy
 
 
 def bradley_terry_loss(chosen_rewards: Tensor,
@@ -19,11 +19,10 @@ def bradley_terry_loss(chosen_rewards: Tensor,
     Args: chosen_rewards, rejected_rewards, each (B,).
     Returns: the loss (0-d, differentiable; log 2 = 0.6931 where the model cannot tell) and detached
     metrics under TRL's names; `accuracy` counts a tie as one half.
-    Raises ValueError if the two differ in shape.
+    Raises ValueError if the two are not real, of one size (B,), B > 0.
     """
-    if chosen_rewards.shape != rejected_rewards.shape:
-        raise ValueError(f"bradley_terry_loss: chosen_rewards is {tuple(chosen_rewards.shape)} but "
-                         f"rejected_rewards is {tuple(rejected_rewards.shape)}")
+    check_vectors("bradley_terry_loss", chosen_rewards=chosen_rewards,
+                  rejected_rewards=rejected_rewards)
     margins = chosen_rewards - rejected_rewards  # (B,)
     loss = -F.logsigmoid(margins).mean()
     margins = margins.detach()

@@ -17,6 +17,7 @@ from minigpt import distributed
 from minigpt.checkpoint import save_checkpoint
 from minigpt.command import CommandConfig, begin, peak_memory_mb, report, run_command
 from minigpt.disk import write_json
+from minigpt.metrics import accuracy_figures, preference_accuracy
 from minigpt.plots import save_calibration, save_curves
 from reward.evaluate import (
     accuracy_by_fault,
@@ -28,7 +29,7 @@ from reward.evaluate import (
 from reward.model import RewardModel
 from reward.start import CENTERING_PROMPTS, fresh_reward_model, train_centered
 from reward.train import RewardConfig
-from sft.start import starting_point
+from sft.start import doubts_about, start_figures, starting_point
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -56,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     summary = {
         "accuracy_before": accuracy_before,
         "accuracy_train": evaluate_reward_accuracy(model, task.seen_preferences),
-        "accuracy_heldout": evaluate_reward_accuracy(model, task.heldout_preferences),
+        **accuracy_figures("accuracy_heldout",
+                           float(preference_accuracy(margins)), len(margins)),
         "margin_heldout": float(margins.mean()),
         "calibration_error": sum(abs(b["predicted"] - b["observed"]) * b["pairs"]
                                  for b in bins) / len(margins),
@@ -70,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             summary["accuracy_where_rejected_is_" + fault.replace(" ", "_")] = accuracy
     summary |= {"seconds": time.perf_counter() - started, "peak_memory_mb": peak_memory_mb(),
                 "models_in_memory": 1}
-    report("Reward model: held-out pairs", summary, config.out)
+    start = start_figures(sft_model, task)
+    report("Reward model: held-out pairs", start | summary, config.out, doubts_about(start))
     show_calibration(bins, out)
     show_scores(model, task.heldout_preferences[:3])
     save_curves(out / "curves.png", {"loss": losses, "accuracy": accuracies},

@@ -19,7 +19,7 @@ class RewardModel(nn.Module):
 
     pooling: how the values of a response's tokens make one reward.  "last": the value at the *last
     real token*, the EOS of a finished response, the only place where causal attention has seen all
-    of it.  Read one token later, it would be the value of padding.  "mean": the mean over the
+    of it.  (One token later there is padding: a classic fault.)  "mean": the mean over the
     response.  Where preferences depend on words and phrases, and rows are few, the model then
     learns from every token instead of one.
     reads: "both", or "response" if the model is trained on responses without their prompts.  From
@@ -71,7 +71,7 @@ class RewardModel(nn.Module):
 
         lengths (B,): the tokens of each row, if it is padded on the right.  By default every PAD is
         padding, on either side.  A row without a prompt is a response as a whole.
-        Raises ValueError if a row is nothing but padding.
+        Raises ValueError if a row is nothing but padding, or longer than max_seq_len.
         """
         if lengths is None:
             real = token_ids != PAD
@@ -79,6 +79,9 @@ class RewardModel(nn.Module):
             real = torch.arange(token_ids.shape[1], device=token_ids.device) < lengths[:, None]
         if not real.any(1).all():
             raise ValueError("token_ids has a row that is nothing but padding")
+        if (longest := int(real.sum(1).max())) > self.max_seq_len:
+            raise ValueError(f"token_ids has a row of {longest} tokens, but max_seq_len="
+                             f"{self.max_seq_len}")
         first = real & (real.cumsum(1) == 1)
         prompt_end = ((token_ids == SEP) & real | (token_ids == EOS) & first).int()
         response = (prompt_end.cumsum(1) - prompt_end > 0) & real     # what follows the first end,
@@ -95,12 +98,13 @@ class RewardModel(nn.Module):
     def values(self, batch: Batch) -> Tensor:
         """As a value function: V of the state before each response token, 0 elsewhere, (B, T).
 
+        It reads the prompt, too, also where the reward model itself was trained without.
         The state before token t is read where t is predicted from.
         """
         hidden = self.hidden_states(batch, predictor_positions(batch.segments))
         return place(self.head_values(hidden), batch.response_mask)
 
-    # --- the parts of both -----------------------------------------------------------------------
+    # --- shared by rewards and values ------------------------------------------------------------
 
     def hidden_states(self, batch: Batch, at: Positions | None = None) -> Tensor:
         """The trunk's output: (B, T, D), or (N, D) at N positions."""
@@ -121,7 +125,7 @@ class RewardModel(nn.Module):
             return hidden.to(self.head.weight.dtype) @ self.head.weight[0] + self.head.bias
 
     def scored_positions(self, masks: Tensor) -> Positions:
-        """Where the values stand that make the rewards; masks (B, k, T) as in `Batch`."""
+        """The positions whose values make the rewards; masks (B, k, T) as in `Batch`."""
         if self.pooling == "mean":
             rows, columns = masks.any(1).nonzero(as_tuple=True)
             return rows, columns
@@ -137,4 +141,5 @@ class RewardModel(nn.Module):
 
 def response_means(values: Tensor, masks: Tensor) -> Tensor:
     """One value for each response token, in row order, (N,) -> each response's mean, (B, k)."""
-    return (place(values, masks.any(1))[:, None] * masks).sum(-1) / masks.sum(-1)
+    sums = (place(values, masks.any(1))[:, None] * masks).sum(-1)
+    return sums / masks.sum(-1).clamp_min(1)  # the mean of none is 0

@@ -9,7 +9,7 @@ from data.task import Task
 from minigpt.checkpoint import save_checkpoint
 from minigpt.command import CommandConfig, load_model
 from minigpt.evaluation import sample_responses
-from minigpt.examples import Text
+from minigpt.examples import Text, check_texts
 from minigpt.model import MiniGPT
 from minigpt.recipes import settings_of_start
 from minigpt.settings import TrainingConfig
@@ -44,6 +44,7 @@ def train_centered(sft_model: MiniGPT, rows: Sequence[Mapping], prompts: Sequenc
 
     `samples` answers to each of `prompts` set the zero.  Returns what `train_reward_model` does.
     """
+    check_texts("prompts", prompts)
     model = fresh_reward_model(sft_model, config)
     model, losses, accuracies = train_reward_model(model, rows, **vars(config))
     asked, answers = sample_responses(sft_model, prompts, samples, max_new_tokens, config.seed)

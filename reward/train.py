@@ -9,6 +9,7 @@ from minigpt.distributed import world_size
 from minigpt.options import option
 from minigpt.settings import EpochConfig
 from minigpt.training import TrainingLoop
+from minigpt.weights import unwrapped
 from reward.few_rows import rewards_and_logps
 from reward.loss import bradley_terry_loss
 from reward.model import POOLINGS, READINGS, RewardModel
@@ -18,15 +19,16 @@ from reward.model import POOLINGS, READINGS, RewardModel
 class RewardConfig(EpochConfig):
     """The settings of reward modelling, and their defaults."""
 
-    num_epochs: int = option(2, "passes over the pairs")
-    lr: float = option(2e-4, "peak learning rate")
-    warmup: float = option(0.1, "share of the steps over which the learning rate rises from 0")
-    batch_size: int = option(8, "pairs in one optimizer step")
-    weight_decay: float = option(0.1, "AdamW's weight decay (of matrices only)")
+    num_epochs: int = option(2, "passes over the pairs", at_least=1)
+    lr: float = option(2e-4, "peak learning rate", above=0)
+    warmup: float = option(0.1, "share of the steps over which the learning rate rises from 0",
+                           at_least=0, at_most=1)
+    batch_size: int = option(8, "pairs in one optimizer step", at_least=1)
+    weight_decay: float = option(0.1, "AdamW's weight decay (of matrices only)", at_least=0)
     pooling: str = option("last", "what is scored: the last token of a response, or the mean over "
                                   "its tokens", choices=POOLINGS)
     lm_coeff: float = option(0.0, "weight of a language-modelling loss on both responses, against "
-                                  "overfitting on few rows")
+                                  "overfitting on few rows", at_least=0)
     reads: str = option("both", "what is read: prompt and response, or the response alone",
                         choices=READINGS)
 
@@ -37,8 +39,10 @@ def train_reward_model(model: RewardModel, rows: Sequence[Mapping],
     """Train `model` in place on preference rows; options: the fields of RewardConfig.
 
     Returns the model (in eval mode), and the loss and the accuracy of every step (on its pairs).
-    Raises DataError on a row that cannot be used, FloatingPointError if a loss is not finite.
+    Raises DataError on a row that cannot be used, FloatingPointError if a loss or a weight is not
+    finite.
     """
+    model = unwrapped(model)
     config = RewardConfig(num_epochs=num_epochs, lr=lr, **options)
     examples = preference_examples(rows, model.max_seq_len)
     batches = Batches(examples, config.batch_size * world_size(), config.seed)
@@ -57,5 +61,6 @@ def train_reward_model(model: RewardModel, rows: Sequence[Mapping],
                     metrics["lm_loss"] = -logps.mean().detach()
             optimizer.backward(batch.weight * loss)
             log.add({"loss": loss, **metrics}, batch.weight)
-        log.write({"grad_norm": optimizer.step()})                  # clip, step
-    return loop.whole("reward").eval(), log.history["loss"], log.history["accuracy"]
+        grad_norm = optimizer.step()                             # clip, step, clear
+        log.write({"grad_norm": grad_norm})
+    return loop.gathered("reward").eval(), log.history["loss"], log.history["accuracy"]

@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from minigpt.metrics import masked_mean
+
 
 def sft_loss(logps: Tensor, response_mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean negative log-likelihood of the response tokens of the batch.
@@ -18,6 +20,5 @@ def sft_loss(logps: Tensor, response_mask: Tensor) -> tuple[Tensor, dict[str, Te
     """
     if not response_mask.any():
         raise ValueError("sft_loss: response_mask is empty, so there is no token to learn from")
-    loss = -(logps * response_mask).sum() / response_mask.sum()
-    probability = (logps.detach().exp() * response_mask).sum() / response_mask.sum()
-    return loss, {"mean_token_probability": probability}
+    loss = -masked_mean(logps, response_mask)
+    return loss, {"mean_token_probability": masked_mean(logps.detach().exp(), response_mask)}

@@ -18,7 +18,6 @@ from minigpt.command import (
     peak_memory_mb,
     report,
     run_command,
-    warn,
 )
 from minigpt.evaluation import (
     sample_responses,
@@ -26,18 +25,23 @@ from minigpt.evaluation import (
     signs_of_collapse,
     text_measures,
 )
+from minigpt.log import warn
 from minigpt.model import MiniGPT
 from minigpt.plots import save_curves
 from sft.evaluate import evaluate_loss
-from sft.start import plain_text_rows, train_base_model, train_sft_model
+from sft.start import doubts_about, plain_text_rows, train_base_model, train_sft_model
 from sft.train import SFTConfig
+
+ADVICE = {"finished_share": "train longer (--num-epochs), on responses that are not truncated "
+                            "(--max-seq-len), and sample longer ones (--max-new-tokens)",
+          "repetition": "train longer (--num-epochs)"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     started = time.perf_counter()
     command, rows, config, world_config = begin(__doc__, argv, CommandConfig, RowsConfig, SFTConfig,
                                                 WorldConfig, out="runs/sft")
-    task = load_task(rows, world_config, config.seed, command.init, demonstrations=True)
+    task = load_task(rows, world_config, config.seed, command.init, "demonstrations")
 
     if command.init:
         base = load_model(command.init, MiniGPT, "--init", command.device)
@@ -53,8 +57,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     summary = measure(base, model, task, command, config)
     summary |= {"seconds": time.perf_counter() - started, "peak_memory_mb": peak_memory_mb(),
                 "models_in_memory": 1}
-    report("SFT: held-out prompts", summary, config.out)
-    warn(signs_of_collapse(summary))
+    report("SFT: held-out prompts", summary, config.out,
+           doubts_about({"start_loss_nats_per_token": summary["loss_nats_per_token"]}))
+    warn(signs_of_collapse(summary, ADVICE))
     show_before_and_after(base, model, task.heldout_prompts[:4], command.max_new_tokens)
     save_curves(out / "curves.png", {"SFT loss": losses}, {"nats per response token": ["SFT loss"]})
 

@@ -1,7 +1,8 @@
 """The models that other stages start from: the base model, and the SFT model made from it."""
 
 import copy
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,14 +11,20 @@ import torch
 from data.task import Task
 from minigpt.checkpoint import save_checkpoint
 from minigpt.command import CommandConfig, check_device, load_model
+from minigpt.examples import check_texts
 from minigpt.model import MiniGPT
-from minigpt.recipes import settings_of_start
+from minigpt.recipes import below, settings_of_start
 from minigpt.settings import TrainingConfig
+from minigpt.tokenizer import VOCAB_SIZE
+from sft.evaluate import evaluate_loss
 from sft.train import SFTConfig, sft_train
+
+CAN_WRITE = 1.5  # nats per token: a model of bytes with a higher loss hardly writes words
 
 
 def plain_text_rows(texts: Sequence[str]) -> list[dict[str, str]]:
     """Plain text is a response to an empty prompt."""
+    check_texts("texts", texts)
     return [{"prompt": "", "response": text} for text in texts]
 
 
@@ -26,7 +33,8 @@ def train_base_model(task: Task, config: SFTConfig, device: str = "cpu") -> Mini
     torch.manual_seed(config.seed)
     model = MiniGPT(max_seq_len=task.max_seq_len).to(check_device(device))
     if task.plain_text:
-        base_config = replace(config, num_epochs=1, lr=config.base_lr, out=f"{config.out}/base")
+        base_config = replace(config, num_epochs=1, min_steps=1, lr=config.base_lr,
+                              out=below(config.out, "base"))
         model, _ = sft_train(model, plain_text_rows(task.plain_text), **vars(base_config))
     return model.eval()
 
@@ -48,3 +56,21 @@ def starting_point(task: Task, command: CommandConfig, config: TrainingConfig) -
     model, _ = train_sft_model(base, task, sft_config)
     save_checkpoint(model, Path(sft_config.out) / "model.pt")
     return model
+
+
+def start_figures(start: MiniGPT, task: Task) -> dict[str, float]:
+    """How well the model that a run starts from predicts held-out rows of the user's own file."""
+    if task.world or not task.heldout_sft_rows:
+        return {}
+    return {"start_loss_nats_per_token": evaluate_loss(start, task.heldout_sft_rows)}
+
+
+def doubts_about(figures: Mapping[str, float]) -> list[str]:
+    """What a report must say first if the model that it starts from has not learned to write."""
+    loss = figures.get("start_loss_nats_per_token", 0.0)
+    if loss <= CAN_WRITE:
+        return []
+    return [f"the model has not learned to write: its SFT loss on held-out rows is {loss:.2f} nats "
+            f"per token (untrained {math.log(VOCAB_SIZE):.2f}; below {CAN_WRITE} it writes words). "
+            "What is said below means little, and to rank well is no proof of more: bring more "
+            "rows, or --init with a model that can write"]

@@ -15,6 +15,9 @@ from sft.train import sft_train
 
 SMALL = {"embed_dim": 32, "num_heads": 2, "num_layers": 2, "max_seq_len": 64, "ff_dim": 64}
 
+# Not tests, and some need packages that only a benchmark needs.
+collect_ignore_glob = ["benchmarks/[!t_]*.py", "mutations.py", "minigpt/small_run.py"]
+
 torch.set_num_threads(1)
 
 

@@ -1,3 +1,4 @@
+import inspect
 import math
 import os
 import subprocess
@@ -10,6 +11,7 @@ import torch
 from dpo import dpo_loss
 
 CLONE = Path(__file__).resolve().parents[2]
+ARGUMENTS = tuple(inspect.signature(dpo_loss).parameters)[:4]
 
 
 def logps(*shape):
@@ -85,11 +87,32 @@ def test_loss_has_a_gradient_and_metrics_have_none():
 def test_shapes_that_differ_raise(odd):
     args = [torch.zeros(3)] * 4
     args[odd] = torch.zeros(1)  # would broadcast in silence
-    with pytest.raises(ValueError, match=r"differ in shape.*\(1,\), \(3,\)"):
+    message = rf"differ in shape.*'{ARGUMENTS[odd]}': \(1,\)"
+    with pytest.raises(ValueError, match=message) as error:
+        dpo_loss(*args)
+    assert str(error.value).count("(3,)") == 3
+
+
+@pytest.mark.parametrize("odd", range(4))
+@pytest.mark.parametrize(("wrong", "words"), [
+    (torch.zeros(3, 5), r"is \(3, 5\), but one number for each response.*sum"),
+    (torch.zeros(3, 1), r"is \(3, 1\), but one number"), (torch.tensor(0.0), r"is \(\), but one"),
+    (torch.zeros(0), "is empty"),
+    (torch.zeros(3, dtype=torch.long), r"is of torch.int64.*\.float\(\)")])
+def test_what_is_not_a_vector_of_real_numbers_raises_naming_the_argument(odd, wrong, words):
+    args = [torch.zeros(3)] * 4
+    args[odd] = wrong
+    with pytest.raises(ValueError, match=rf"^dpo_loss: {ARGUMENTS[odd]} {words}"):
         dpo_loss(*args)
 
 
-@pytest.mark.parametrize("beta", [0.0, -0.1])
+def test_four_arguments_that_are_all_wrong_in_the_same_way_raise_too():
+    for wrong in (torch.zeros(3, 5), torch.zeros(0), torch.zeros(3, dtype=torch.long)):
+        with pytest.raises(ValueError, match=r"^dpo_loss: policy_chosen_logps is"):
+            dpo_loss(*[wrong] * 4)
+
+
+@pytest.mark.parametrize("beta", [0.0, -0.1, math.nan, math.inf])
 def test_a_beta_that_is_not_positive_raises(beta):
     with pytest.raises(ValueError, match=f"beta={beta}"):
         dpo_loss(*[torch.zeros(3)] * 4, beta=beta)
@@ -155,3 +178,9 @@ print(round(float(loss), 4))
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment,
                           capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, "0.6931"), done.stderr
+
+
+def test_beta_is_a_tenth_by_default():
+    logps = [torch.tensor([value]) for value in (-1.0, -2.0, -3.0, -1.0)]
+    assert torch.equal(dpo_loss(*logps)[0], dpo_loss(*logps, beta=0.1)[0])
+    assert not torch.equal(dpo_loss(*logps)[0], dpo_loss(*logps, beta=0.2)[0])

@@ -14,6 +14,7 @@ from dpo.train import DPOConfig
 from minigpt import sequence_logps
 from minigpt.options import parse
 from minigpt.run_folder import read_history
+from reward import train_reward_model
 from sft import sft_train
 
 
@@ -197,13 +198,15 @@ def test_shapes_that_differ_raise(make_model, make_pairs, settings):
 
 def test_bad_rows_raise(make_model, copy_of, make_pairs):
     reference = make_model()
-    for row, message in (({"prompt": "a", "chosen": "b", "rejected": "b"}, "row 1.*identical"),
-                         ({"prompt": "a", "chosen": "b"},
-                          "row 1.*accepted: rejected, dispreferred.*found are prompt, chosen")):
-        with pytest.raises(DataError, match=message):
-            dpo_train(copy_of(reference), reference, [*make_pairs(1), row])
-        with pytest.raises(DataError, match=message):
-            evaluate_preference_accuracy(copy_of(reference), reference, [*make_pairs(1), row])
+    tie = {"prompt": "a", "chosen": "b", "rejected": "b"}
+    with pytest.raises(DataError, match=r"row 1.*identical"):
+        dpo_train(copy_of(reference), reference, [*make_pairs(1), tie])
+    incomplete = [*make_pairs(1), {"prompt": "a", "chosen": "b"}]
+    message = "row 1.*accepted: rejected, dispreferred.*found are prompt, chosen"
+    with pytest.raises(DataError, match=message):
+        dpo_train(copy_of(reference), reference, incomplete)
+    with pytest.raises(DataError, match=message):
+        evaluate_preference_accuracy(copy_of(reference), reference, incomplete)
 
 
 def test_a_beta_that_is_not_positive_raises(make_model, copy_of, make_pairs):
@@ -215,3 +218,20 @@ def test_package_offers_what_it_lists_and_nothing_else():
     assert Counter(dpo.__all__) == Counter({name: 1 for name in dpo.__all__ if getattr(dpo, name)})
     with pytest.raises(AttributeError, match="nothing_such"):
         dpo.nothing_such  # noqa: B018
+
+
+def test_a_pair_that_is_identical_once_truncated_is_left_out_and_counted(make_model, make_reward,
+                                                                         copy_of, make_pairs,
+                                                                         capsys, weights_equal):
+    reference, rows = make_model(), make_pairs(8)
+    cut = {"prompt": "p", "chosen": "a" * 70 + "b", "rejected": "a" * 70 + "c"}
+    for train in (lambda rows: dpo_train(copy_of(reference), reference, rows)[0],
+                  lambda rows: train_reward_model(make_reward(), rows, 1)[0]):
+        expected = train(rows)
+        capsys.readouterr()
+        found = train([*rows[:3], cut, *rows[3:], cut])
+        assert weights_equal(found, expected)
+        assert "identical once truncated: 2 of 10 rows (the first: [3, 9])" in \
+            capsys.readouterr().out
+        with pytest.raises(DataError, match="every pair is identical once truncated"):
+            train([cut])

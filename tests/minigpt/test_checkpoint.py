@@ -1,13 +1,16 @@
+import copy
 import os
 import pickle
 import random
 
 import pytest
 import torch
+from torch import nn
 
-from minigpt import load_checkpoint, save_checkpoint
+from minigpt import MiniGPT, load_checkpoint, save_checkpoint
 from minigpt.checkpoint import FORMAT, load_state, save_state
 from minigpt.disk import write_atomically
+from minigpt.errors import UserError
 
 
 class Malicious:
@@ -178,3 +181,112 @@ def test_damaged_training_state_is_refused_by_name(tmp_path):
     (tmp_path / "state.pt").write_bytes(whole[:len(whole) // 2])
     with pytest.raises(ValueError, match=r"state\.pt"):
         load_state(tmp_path / "state.pt")
+
+
+# --- what was saved can be loaded -----------------------------------------------------------------
+
+WRAPPERS = {"compiled": torch.compile, "parallel": nn.DataParallel,
+            "both": lambda model: nn.DataParallel(torch.compile(model))}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS.keys())
+@pytest.mark.parametrize("kind", ["MiniGPT", "RewardModel"])
+def test_a_wrapped_model_is_saved_as_the_model_inside(tmp_path, make_model, make_reward,
+                                                      weights_equal, kind, wrap):
+    model = (make_model if kind == "MiniGPT" else make_reward)()
+    save_checkpoint(wrap(model), tmp_path / "wrapped.pt")
+    loaded = load_checkpoint(tmp_path / "wrapped.pt")
+    assert type(loaded) is type(model) and weights_equal(loaded, model)
+
+
+def test_a_model_with_a_compiled_part_is_saved_whole(tmp_path, make_model, weights_equal):
+    model = make_model()
+    model.blocks[0] = torch.compile(model.blocks[0])
+    save_checkpoint(model, tmp_path / "part.pt")
+    assert weights_equal(load_checkpoint(tmp_path / "part.pt"), make_model())
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_names_that_a_wrapper_gave_are_read_as_if_they_were_plain(tmp_path, make_model, prefix,
+                                                                  weights_equal):
+    model = make_model()
+    weights = {prefix + name: weight for name, weight in model.state_dict().items()}
+    save_state({"format": FORMAT, "model": "MiniGPT", "settings": model.settings,
+                "weights": weights}, tmp_path / "prefixed.pt")
+    assert weights_equal(load_checkpoint(tmp_path / "prefixed.pt"), model)
+
+
+class Bigger(MiniGPT):
+    """A model of one's own."""
+
+
+@pytest.mark.parametrize("model", [Bigger(embed_dim=8, num_heads=2, num_layers=1),
+                                   nn.DataParallel(Bigger(embed_dim=8, num_heads=2, num_layers=1)),
+                                   nn.Linear(2, 2)])
+def test_a_model_that_could_not_be_loaded_is_refused_at_the_save(tmp_path, model):
+    with pytest.raises(UserError, match=r"a (Bigger|Linear) cannot be saved.*state_dict"):
+        save_checkpoint(model, tmp_path / "model.pt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def add_layer(model):
+    model.blocks.append(copy.deepcopy(model.blocks[0]))
+
+
+def add_positions(model):
+    model.position_embedding = nn.Embedding(100, 32)
+
+
+def add_buffer(model):
+    model.register_buffer("seen", torch.zeros(3))
+
+
+def parametrize(model):
+    nn.utils.parametrizations.weight_norm(model.blocks[0].ff_in)
+
+
+def drop_layer(model):
+    del model.blocks[1]
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (add_layer, r"'blocks\.2\."), (add_positions, r"position_embedding.*\(100, 32\).*\(64, 32\)"),
+    (add_buffer, "'seen'"), (parametrize, r"ff_in"), (drop_layer, r"'blocks\.1\..* is missing")])
+def test_a_model_that_was_changed_is_refused_at_the_save(tmp_path, make_model, change, words):
+    model = make_model()
+    change(model)
+    with pytest.raises(UserError, match=rf"model\.pt is not written.*MiniGPT was changed.*{words}"):
+        save_checkpoint(model, tmp_path / "model.pt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_saving_takes_no_random_number(tmp_path, make_model):
+    model = make_model()
+    before = torch.get_rng_state()
+    save_checkpoint(model, tmp_path / "model.pt")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_model_with_a_weight_that_is_not_finite_is_refused_at_the_save(tmp_path, make_reward,
+                                                                         bad, weights_equal):
+    model, path = make_reward(), tmp_path / "model.pt"
+    save_checkpoint(model, path)
+    with torch.no_grad():
+        model.trunk.blocks[1].ff_in.bias[5] = bad
+    for broken in (model, torch.compile(model)):
+        with pytest.raises(FloatingPointError, match=r"'trunk\.blocks\.1\.ff_in\.bias' is not "
+                                                     r"finite.*model\.pt is not written"):
+            save_checkpoint(broken, path)
+    assert weights_equal(load_checkpoint(path), make_reward())
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("settings", [{"num_heads": 0}, {"max_seq_len": 0}, {"num_layers": -1},
+                                      {"embed_dim": 1.5}, {"num_heads": 5}, {"vocab_size": None}])
+def test_settings_that_make_no_model_are_refused_by_name(tmp_path, make_model, settings):
+    model = make_model()
+    save_state({"format": FORMAT, "model": "MiniGPT", "settings": {**model.settings, **settings},
+                "weights": model.state_dict()}, tmp_path / "odd.pt")
+    with pytest.raises(UserError, match=r"odd\.pt"):
+        load_checkpoint(tmp_path / "odd.pt")

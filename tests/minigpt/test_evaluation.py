@@ -1,10 +1,11 @@
 import math
+import random
 import re
 
 import pytest
 import torch
 
-from minigpt import Response, generate
+from minigpt import EOS, PAD, SEP, Response, decode, encode, generate
 from minigpt.evaluation import (
     distinct_n,
     kl_to_reference,
@@ -30,9 +31,54 @@ def test_repetition_by_hand():
 
 
 def test_text_measures_by_hand():
-    measures = text_measures([Response("é b", [1], True), Response("a", [1], False)])
+    measures = text_measures([Response("é b", [*encode("é b"), EOS], True),
+                              Response("a", encode("a"), False)])
     assert measures == {"finished_share": 0.5, "response_bytes": 2.5, "distinct_2": 1.0,
                         "repetition": 0.0}
+
+
+def test_what_is_no_text_counts_as_the_bytes_that_were_generated():
+    ids = [0x80, 0x81, 0x82, 0x83, EOS]  # each of them no UTF-8, so three bytes of U+FFFD
+    measures = text_measures([Response(decode(ids), ids, True)])
+    assert len(decode(ids).encode()) == 12
+    assert measures["response_bytes"] == 4 and measures["repetition"] == 0.0
+    ids = [0x80] * 4
+    assert text_measures([Response(decode(ids), ids, False)])["repetition"] == 3 / 4
+    ids = [SEP, PAD, EOS]
+    assert text_measures([Response(decode(ids), ids, True)])["response_bytes"] == 0
+
+
+def brute_force_repetition(content):
+    """The most bytes of a run's repeats, from left to right, by trying every unit at each byte."""
+    again, at = 0, 0
+    while at < len(content):
+        for size in range(1, 9):
+            unit, count = content[at:at + size], 1
+            while len(unit) == size and content[at + count * size:][:size] == unit:
+                count += 1
+            if count >= 3:
+                again += (count - 1) * size
+                at += count * size
+                break
+        else:
+            at += 1
+    return again / max(1, len(content))
+
+
+def test_repetition_counts_bytes_that_say_again_what_stands_before_them():
+    assert repetition("wwww") == 3 / 4
+    assert repetition("hahaha") == 4 / 6
+    assert repetition("x" + "abcdefgh" * 5) == 32 / 41
+    assert repetition("ww") == repetition("") == repetition("hello, well met") == 0.0
+    assert repetition("no no no no no") == pytest.approx(2 / 3)
+    assert repetition("e" * 10_000) > 0.99
+    rng = random.Random(0)
+    for _ in range(300):
+        text = "".join(rng.choices("ab ", k=rng.randint(0, 30)))
+        words = text.split()
+        grams = list(zip(words, words[1:], words[2:], strict=False))
+        of_words = 1 - len(set(grams)) / len(grams) if grams else 0
+        assert repetition(text) == max(of_words, brute_force_repetition(text.encode())), text
 
 
 def test_samples_stand_beside_their_prompts(reciter, recited):
@@ -70,11 +116,14 @@ def test_sampled_and_exact_kl_agree_within_the_noise(make_model):
 
 
 @pytest.mark.parametrize(("figures", "words"), [
-    ({"kl_nats_per_response": 30.0}, r"30 nats.*halve --lr.*--beta.*--kl-coeff"),
-    ({"repetition": 0.8}, r"80% of an average response repeats.*halve --lr"),
-    ({"finished_share": 0.1}, r"only 10% of the responses end.*--max-new-tokens")])
+    ({"kl_nats_per_response": 30.0}, r"30 nats.*: raise --beta$"),
+    ({"repetition": 0.8}, r"80% of an average response repeats.*: lower --lr$"),
+    ({"finished_share": 0.1}, r"only 10% of the responses end by themselves$")])
 def test_a_collapse_is_reported_in_words_that_say_what_to_change(figures, words):
     well = {"kl_nats_per_response": 2.0, "repetition": 0.01, "finished_share": 1.0}
-    assert signs_of_collapse(well) == signs_of_collapse({}) == []
-    (sign,) = signs_of_collapse({**well, **figures})
+    advice = {"kl_nats_per_response": "raise --beta", "repetition": "lower --lr"}
+    assert signs_of_collapse(well, advice) == signs_of_collapse({}) == []
+    (sign,) = signs_of_collapse({**well, **figures}, advice)
     assert re.search(words, sign)
+    (without,) = signs_of_collapse({**well, **figures})
+    assert sign.startswith(without) and "--" not in without

@@ -47,6 +47,25 @@ def test_k2_and_k3_are_never_negative_and_zero_only_where_the_two_agree():
     assert (kl_k1(logps, ref_logps) < 0).any()
 
 
+def test_k3_is_exact_near_0_and_never_negative():
+    for exponent in range(-12, 3):
+        for sign in (-1, 1):
+            log_ratio = torch.tensor(sign * 10.0**exponent, dtype=torch.float64)
+            x = float(log_ratio)
+            series = x**2 / 2 + x**3 / 6 + x**4 / 24 + x**5 / 120  # exact where x is small
+            expected = series if abs(x) < 1e-3 else math.exp(x) - 1 - x
+            found = float(kl_k3(torch.zeros_like(log_ratio), log_ratio))
+            assert found == pytest.approx(expected, rel=1e-3 if exponent > -8 else 2)
+    log_ratios = torch.cat([torch.linspace(-30, 30, 100_001), torch.logspace(-12, 1, 10_001),
+                            -torch.logspace(-12, 1, 10_001)])
+    for dtype in (torch.float32, torch.float64):
+        found = kl_k3(torch.zeros_like(log_ratios, dtype=dtype), log_ratios.to(dtype))
+        assert (found >= 0).all()
+        exact = kl_k3(torch.zeros_like(log_ratios, dtype=torch.float64), log_ratios.double())
+        torch.testing.assert_close(found.double(), exact, rtol=1e-4,
+                                   atol=1e-7 if dtype == torch.float32 else 1e-15)
+
+
 def test_k3_varies_less_than_k1_where_the_two_are_close():
     noise = torch.randn(5, generator=torch.Generator().manual_seed(1))
     pi = torch.softmax(REF.log() + 0.1 * noise, 0)
@@ -54,3 +73,11 @@ def test_k3_varies_less_than_k1_where_the_two_are_close():
     x = torch.multinomial(pi, 20_000, replacement=True, generator=generator)
     k3, k1 = (estimator(pi.log()[x], REF.log()[x]) for estimator in (kl_k3, kl_k1))
     assert k3.std() < 0.2 * k1.std()
+
+
+def test_the_three_estimators_by_hand():
+    logps, ref_logps = torch.tensor([-1.0]), torch.tensor([-3.0])  # log pi/ref = 2
+    assert float(kl_k1(logps, ref_logps)) == 2.0
+    assert float(kl_k2(logps, ref_logps)) == 2.0  # 2^2 / 2
+    assert float(kl_k3(logps, ref_logps)) == pytest.approx(math.exp(-2.0) - 1 + 2)
+    assert float(kl_k2(torch.tensor([-1.0]), torch.tensor([-2.0]))) == 0.5

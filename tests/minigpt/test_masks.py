@@ -1,5 +1,7 @@
+import pytest
 import torch
 
+from minigpt.batching import Batch
 from minigpt.masks import positions_and_visibility, predictor_columns, predictor_positions
 
 
@@ -17,9 +19,19 @@ def test_responses_of_one_row_see_the_prompt_and_themselves_and_not_each_other()
 
 def test_without_the_prompt_a_response_sees_itself_alone():
     segments = torch.tensor([[0, 0, 1, 1, 2, 2, 2, -1]])
-    positions, visible = positions_and_visibility(segments, see_prompt=False)
-    assert positions.tolist() == [[0, 1, 0, 1, 0, 1, 2, 0]]
-    assert seen(visible)[:7] == [[0], [0, 1], [2], [2, 3], [4], [4, 5], [4, 5, 6]]
+    batch = Batch(segments, segments, torch.tensor([0])).without_prompts()
+    positions, visible = positions_and_visibility(batch.segments)
+    assert positions.tolist() == [[0, 0, 0, 1, 0, 1, 2, 0]]
+    assert seen(visible)[2:7] == [[2], [2, 3], [4], [4, 5], [4, 5, 6]]
+
+
+@pytest.mark.parametrize("segments", [[-1, -1, 0, 0, 1, 1], [0, -1, 0, -1, 1, 1],
+                                      [0, 0, 1, -1, -1, 1]])
+def test_padding_anywhere_takes_no_position_and_is_seen_by_no_token(segments):
+    real = [column for column, segment in enumerate(segments) if segment >= 0]
+    positions, visible = positions_and_visibility(torch.tensor([segments]))
+    assert positions[0, real].tolist() == [0, 1, 2, 3]
+    assert [seen(visible)[column] for column in real] == [real[:n] for n in range(1, 5)]
 
 
 def test_rows_of_one_response_need_no_mask():

@@ -21,7 +21,7 @@ def test_everything_that_a_recipe_sets_is_a_setting(name):
 
 
 def test_a_recipe_is_looked_up_by_the_name_of_the_dataclass():
-    assert recipe("few rows", SFTConfig) == {"num_epochs": 3}
+    assert recipe("few rows", SFTConfig) == RECIPES["few rows"].settings["SFTConfig"] != {}
     assert recipe("few rows", WorldConfig) == {}
 
 
@@ -37,7 +37,9 @@ def test_a_start_has_the_settings_of_its_recipes_and_the_seed_and_folder_of_the_
     quick = settings_of_start(DPOConfig, "start", run, quick=True, few_rows=False)
     assert (quick.lr, quick.batch_size, quick.seed) == (3e-5, 8, 7)
     few_rows = settings_of_start(DPOConfig, "start", run, quick=True, few_rows=True)
-    assert (few_rows.lr, few_rows.num_epochs, few_rows.beta) == (1e-3, 3, 0.1)  # has the last word
+    changed = recipe("quick", DPOConfig) | recipe("few rows", DPOConfig)  # has the last word
+    assert few_rows == DPOConfig(**changed, seed=7, resume=True, out="runs/x/start")
+    assert few_rows.lr != quick.lr
 
 
 @pytest.mark.parametrize(("processes", "batch_size"), [(1, 8), (2, 4), (16, 1)])

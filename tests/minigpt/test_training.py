@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 import signal
@@ -7,13 +8,17 @@ import pytest
 import torch
 
 from data.examples import sft_examples
+from dpo import dpo_train
 from minigpt.batching import Batches
 from minigpt.checkpoint import load_state
 from minigpt.errors import UserError
 from minigpt.log import MetricLog
 from minigpt.run_folder import read_history
 from minigpt.settings import EpochConfig, TrainingConfig
-from minigpt.training import TrainingLoop
+from minigpt.training import Stopped, TrainingLoop
+from minigpt.weights import first_not_finite
+from ppo import ppo_training
+from reward import RewardModel, train_reward_model
 from sft import sft_train
 
 
@@ -266,7 +271,7 @@ def test_a_signal_stops_after_its_step_with_a_checkpoint_and_its_exit_code(
         patch.setattr(MetricLog, "write", write_and_be_told)
         run("told")
     if number == signal.SIGINT:
-        assert stopped.type is KeyboardInterrupt
+        assert stopped.type is Stopped
     else:
         assert stopped.value.code == 143
     assert signal.getsignal(number) is handler
@@ -308,3 +313,80 @@ def test_bfloat16_is_over_when_the_run_is(make_model, recited):
     sft_train(make_model(), recited, precision="bfloat16")
     assert not torch.is_autocast_enabled("cpu")
     assert make_model()(torch.zeros(1, 3, dtype=torch.long)).dtype == torch.float32
+
+
+# --- what is not finite ---------------------------------------------------------------------------
+
+STAGES = ["sft", "reward", "dpo", "ppo"]
+
+
+def train_stage(stage, model, rows, **options):
+    """Six rows of a stage in two optimizer steps (of PPO: two episodes), but for the options."""
+    reference, options = copy.deepcopy(model), {"batch_size": 3, **options}
+    if stage == "sft":
+        return sft_train(model, [{"prompt": row["prompt"], "response": row["chosen"]}
+                                 for row in rows], **options)
+    if stage == "reward":
+        return train_reward_model(RewardModel.from_policy(model), rows, 1, **options)
+    if stage == "dpo":
+        return dpo_train(model, reference, rows, **options)
+    options = {"num_episodes": 2, "minibatch_size": 3, "ppo_epochs": 1, **options}
+    return ppo_training(model, reference, RewardModel.from_policy(reference),
+                        [row["prompt"] for row in rows], max_new_tokens=4, **options)
+
+
+@pytest.fixture
+def break_step(monkeypatch):
+    """break_step(n, value): the n-th step of AdamW leaves this value in a weight."""
+    def broken(number, value):
+        steps, step = [], torch.optim.AdamW.step
+
+        def step_and_break(self, *args):
+            step(self, *args)
+            steps.append(1)
+            if len(steps) == number:
+                with torch.no_grad():
+                    self.param_groups[0]["params"][-1].view(-1)[7] = value
+        monkeypatch.setattr(torch.optim.AdamW, "step", step_and_break)
+    return broken
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_last_step_that_breaks_a_weight_raises_and_is_not_saved(make_model, make_pairs, tmp_path,
+                                                                  break_step, stage, value):
+    rows = make_pairs(6)
+    break_step(2, value)
+    message = r"after step 2 '.*' of the .* is not finite, so it is not saved\. "
+    with pytest.raises(FloatingPointError, match=message + "There is no checkpoint yet"):
+        train_stage(stage, make_model(), rows, out=str(tmp_path / "run"))
+    assert not (tmp_path / "run" / "state.pt").exists()
+    break_step(2, value)
+    with pytest.raises(FloatingPointError, match=message + r"The last good checkpoint is .*state"):
+        train_stage(stage, make_model(), rows, out=str(tmp_path / "run"), overwrite=True,
+                    save_every=1)
+    saved = load_state(tmp_path / "run" / "state.pt")
+    assert saved["step"] == 1
+    assert all(first_not_finite(weights) is None for weights in saved["models"].values())
+    break_step(2, value)
+    with pytest.raises(FloatingPointError, match=message + "There is no checkpoint, since the run"):
+        train_stage(stage, make_model(), rows)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_only_step_that_breaks_a_weight_raises_and_is_not_saved(make_model, make_pairs, tmp_path,
+                                                                   break_step, stage):
+    break_step(1, math.nan)
+    options = {"num_episodes": 1} if stage == "ppo" else {}
+    with pytest.raises(FloatingPointError, match="after step 1"):
+        train_stage(stage, make_model(), make_pairs(3), out=str(tmp_path / "run"), **options)
+    assert not (tmp_path / "run" / "state.pt").exists()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_step_in_between_that_breaks_a_weight_ends_the_run_soon(make_model, make_pairs, tmp_path,
+                                                                  break_step, stage):
+    break_step(1, math.nan)
+    with pytest.raises(FloatingPointError, match="There is no checkpoint yet"):
+        train_stage(stage, make_model(), make_pairs(6), out=str(tmp_path / "run"))
+    assert not (tmp_path / "run" / "state.pt").exists()

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -85,3 +87,34 @@ def test_whitening_equal_values_stays_finite():
 def test_masked_mean_is_the_mean_of_the_true_places():
     x, _, mask = ragged()
     assert float(masked_mean(x, mask)) == pytest.approx(float(x[mask].mean()))
+
+
+@pytest.mark.parametrize("outside", [math.nan, math.inf, -math.inf])
+def test_rubbish_outside_the_mask_stays_out_of_advantages_and_whitening(outside):
+    rewards, values, mask = ragged()
+    expected = gae(rewards, values, mask)
+    for odd in range(2):
+        args = [rewards.clone(), values.clone()]
+        args[odd][~mask] = outside
+        found = gae(*args, mask)
+        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    x = values.clone()
+    x[~mask] = outside
+    assert torch.equal(whiten(x, mask), whiten(values, mask))
+    x.requires_grad_()
+    (whiten(x, mask) * rewards).sum().backward()
+    assert x.grad.isfinite().all() and (x.grad[~mask] == 0).all() and (x.grad[mask] != 0).any()
+
+
+def test_the_defaults_are_no_discount_and_lambda_95():
+    rewards, values = torch.randn(2, 5), torch.randn(2, 5)
+    mask = torch.ones(2, 5, dtype=torch.bool)
+    for found, expected in zip(gae(rewards, values, mask),
+                               gae(rewards, values, mask, gamma=1.0, lam=0.95), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_a_single_token_is_its_reward_less_its_value():
+    one = torch.ones(1, 1)
+    advantages, returns = gae(3 * one, 2 * one, one.bool())
+    assert (float(advantages), float(returns)) == (1.0, 3.0)

@@ -105,3 +105,86 @@ def test_ppo_reaches_the_closed_form_optimum_on_a_bandit(beta):
             optimizer.step()
     assert (optimum - ref).abs().max() > 0.03
     torch.testing.assert_close(logits.detach().softmax(0), optimum, rtol=0, atol=0.005)
+
+
+# --- under stress ---------------------------------------------------------------------------------
+
+OUTSIDE = pytest.mark.parametrize("outside", [math.nan, math.inf, -math.inf, 1e38])
+
+
+@OUTSIDE
+@pytest.mark.parametrize("odd", range(3))
+def test_what_is_masked_enters_neither_policy_loss_nor_gradient(outside, odd):
+    mask = torch.tensor([[False, True, True, False], [True, True, False, False]])
+    tensors = [torch.randn(2, 4) for _ in range(3)]
+    results = []
+    for value in (0.0, outside):
+        logps, old, advantages = (x.clone() for x in tensors)
+        (logps, old, advantages)[odd][~mask] = value
+        logps.requires_grad_()
+        loss, metrics = ppo_loss(logps, old, advantages, mask)
+        loss.backward()
+        results.append((loss.detach(), logps.grad, *metrics.values()))
+    assert (results[0][1][~mask] == 0).all()
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+
+
+@OUTSIDE
+@pytest.mark.parametrize("odd", range(3))
+def test_what_is_masked_enters_neither_value_loss_nor_gradient(outside, odd):
+    mask = torch.tensor([[False, True, True, False], [True, True, False, False]])
+    tensors = [torch.randn(2, 4) for _ in range(3)]
+    results = []
+    for value in (0.0, outside):
+        values, old, returns = (x.clone() for x in tensors)
+        (values, old, returns)[odd][~mask] = value
+        values.requires_grad_()
+        loss, metrics = value_loss(values, old, returns, mask)
+        loss.backward()
+        results.append((loss.detach(), values.grad, *metrics.values()))
+    assert (results[0][1][~mask] == 0).all()
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("advantage", [1.0, -1.0, 0.0, 1e3])
+@pytest.mark.parametrize("log_ratio", [198.0, 89.0, 40.0, 1e4, math.inf, -198.0, -1e4, -math.inf])
+def test_an_extreme_ratio_gives_a_finite_loss_and_a_finite_gradient(log_ratio, advantage):
+    logps = torch.tensor([[log_ratio, -0.05]], requires_grad=True)
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    loss, metrics = ppo_loss(logps, torch.zeros(1, 2), torch.tensor([[advantage, 1.0]]), mask)
+    loss.backward()
+    assert loss.isfinite() and logps.grad.isfinite().all()
+    assert float(logps.grad[0, 1]) == pytest.approx(-math.exp(-0.05) / 2)  # the other still learns
+    assert metrics["val/ratio"].isfinite()
+    assert float(metrics["policy/approxkl_avg"]) > 100 or log_ratio == 40
+
+
+def test_a_masked_extreme_ratio_changes_nothing():
+    logps = torch.tensor([[198.0, 0.0]], requires_grad=True)
+    loss, metrics = ppo_loss(logps, torch.zeros(1, 2), torch.full((1, 2), -1.0),
+                             torch.tensor([[False, True]]))
+    loss.backward()
+    assert float(loss.detach()) == 1.0 and logps.grad.tolist() == [[0.0, 1.0]]
+    assert float(metrics["val/ratio"]) == 1.0
+
+
+def test_nan_where_the_mask_is_true_is_not_hidden():
+    loss, _ = ppo_loss(one(math.nan), one(0.0), one(1.0), ON)
+    assert loss.isnan()
+    assert value_loss(one(math.nan), one(0.0), one(1.0), ON)[0].isnan()
+
+
+def test_a_value_is_clipped_from_below_as_from_above():
+    for value, old in ((-1.0, 0.0), (1.0, 0.0)):
+        toward = one(old + (0.2 if value > 0 else -0.2))  # where the clipped value is
+        loss, metrics = value_loss(one(value), one(old), one(value), ON, clip=0.2)
+        assert float(loss) == pytest.approx(0.5 * float((toward - value).square()))
+        assert float(metrics["val/clipfrac_avg"]) == 1.0
+
+
+def test_the_defaults_are_those_of_the_papers():
+    logps = torch.tensor([[0.5]])
+    assert torch.equal(ppo_loss(logps, one(0.0), one(1.0), ON)[0],
+                       ppo_loss(logps, one(0.0), one(1.0), ON, clip=0.2)[0])
+    assert torch.equal(value_loss(one(1.0), one(0.0), one(1.0), ON)[0],
+                       value_loss(one(1.0), one(0.0), one(1.0), ON, clip=0.2)[0])

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+import minigpt.seeding
 from minigpt import EOS, SEP, encode, generate
 from minigpt.checkpoint import load_state
 from minigpt.examples import NoRoomError, tokenize_prompt
@@ -195,9 +196,9 @@ def test_a_rollout_that_is_used_up_is_updated_on_no_more(reciter, copy_of, make_
     assert min(history["val/updates"]) < 6
 
 
-def test_a_limit_of_zero_still_logs_every_metric_of_every_episode(reciter, copy_of, make_reward,
+def test_a_limit_near_zero_still_logs_every_metric_of_every_episode(reciter, copy_of, make_reward,
                                                                   prompts, tmp_path):
-    run(copy_of(reciter), reciter, make_reward(), prompts, lr=1e-2, max_approxkl=0.0,
+    run(copy_of(reciter), reciter, make_reward(), prompts, lr=1e-2, max_approxkl=1e-12,
         out=str(tmp_path))
     history = read_history(tmp_path)  # a KeyError where a line lacks a metric
     assert {len(values) for values in history.values()} == {6}
@@ -331,7 +332,7 @@ def test_advantages_are_whitened_only_if_asked_for(reciter, copy_of, make_reward
 
 def test_the_value_model_starts_as_a_copy_of_the_reward_model(reciter, copy_of, make_reward,
                                                               prompts, tmp_path, weights_equal):
-    run(copy_of(reciter), reciter, make_reward(), prompts, value_lr=0.0, out=str(tmp_path))
+    run(copy_of(reciter), reciter, make_reward(), prompts, value_lr=1e-300, out=str(tmp_path))
     assert weights_equal(make_reward(), load_state(tmp_path / "state.pt")["models"]["value"])
 
 
@@ -456,3 +457,22 @@ def test_a_reward_that_is_not_finite_raises_naming_the_step(reciter, copy_of, ma
     with pytest.raises(FloatingPointError, match="step 1"):
         run(policy, reciter, reward, prompts)
     assert weights_equal(policy, reciter)
+
+
+def test_sampling_and_shuffling_draw_from_seeds_of_their_own_in_every_episode(
+        reciter, copy_of, make_reward, prompts, monkeypatch):
+    seeds, seeded = [], minigpt.seeding.seeded
+
+    def recorded(*arguments, **more):
+        generator = seeded(*arguments, **more)
+        seeds.append(generator.initial_seed())
+        return generator
+    monkeypatch.setattr("ppo.train.seeded", recorded)
+    for seed, rank in ((0, 0), (1, 0), (0, 1)):
+        monkeypatch.setattr("minigpt.distributed.rank", lambda rank=rank: rank)
+        run(copy_of(reciter), reciter, make_reward(), prompts, num_episodes=3, seed=seed)
+    assert len(seeds) == 18
+    of_rank_1 = seeds[12:]
+    assert len(set(seeds[:12])) == 12
+    assert of_rank_1[1::2] == seeds[1:6:2]  # every process shuffles alike
+    assert not set(of_rank_1[::2]) & set(seeds[:12])  # and samples in its own way

@@ -1,8 +1,10 @@
 import math
+import random
 
 import pytest
 import torch
 
+from data.files import DataError
 from minigpt import EOS, encode
 from reward import RewardModel, evaluate_reward_accuracy, score
 from reward.evaluate import accuracy_by_fault, calibration, reward_margins
@@ -32,6 +34,13 @@ def test_score_of_text_equals_that_of_its_ids_and_sees_the_end(make_reward):
     text = score(model, ["a"], ["yes"])
     assert torch.equal(text, score(model, ["a"], [[*encode("yes"), EOS]]))
     assert abs(float(text - score(model, ["a"], [encode("yes")]))) > 1e-3
+
+
+def test_nothing_to_score_raises(make_reward):
+    with pytest.raises(ValueError, match="prompts is empty"):
+        score(make_reward(), [], [])
+    with pytest.raises(ValueError, match="argument 2 is"):
+        score(make_reward(), ["a"], [])
 
 
 def test_score_reports_what_it_truncated(make_reward, capsys):
@@ -64,6 +73,29 @@ def test_margins_are_differences_of_scores_in_the_order_of_the_rows(make_pairs, 
     torch.testing.assert_close(reward_margins(model, rows), expected, rtol=1e-4, atol=1e-5)
     accuracy = float((expected > 0).float().mean())
     assert evaluate_reward_accuracy(model, rows) == pytest.approx(accuracy)
+
+
+@pytest.mark.parametrize("how", [{}, {"pooling": "mean"}, {"reads": "response"}])
+def test_identical_responses_are_an_exact_tie_whatever_the_batch(make_reward, make_pairs, how):
+    model, rng = make_reward(**how), random.Random(0)
+    ties = []
+    for n in range(60):
+        response = "".join(rng.choices("abcdef", k=rng.randint(1, 70)))
+        ties.append({"prompt": f"{n}?", "chosen": response, "rejected": response})
+    cut = {"prompt": "p", "chosen": "a" * 70 + "b", "rejected": "a" * 70 + "c"}  # once truncated
+    for rows in (ties, ties[:1], ties[::-1], [cut], [*ties[:9], cut]):
+        assert torch.equal(reward_margins(model, rows), torch.zeros(len(rows)))
+        assert evaluate_reward_accuracy(model, rows) == 0.5
+    mixed = reward_margins(model, [*make_pairs(5), *ties[:5]])
+    assert (mixed[:5] != 0).all() and (mixed[5:] == 0).all()
+
+
+def test_a_row_that_cannot_be_measured_is_named(make_reward, make_pairs):
+    for row in ({"prompt": "p" * 64, "chosen": "a", "rejected": "b"},
+                {"prompt": "p", "chosen": "a"}, {"prompt": "p", "chosen": "a", "rejected": ""}, 7):
+        with pytest.raises(DataError, match="row 3"):
+            reward_margins(make_reward(), [*make_pairs(3), row])
+    assert len(reward_margins(make_reward(), make_pairs(130))) == 130
 
 
 def test_accuracy_by_fault_counts_the_pairs_where_only_the_rejected_answer_has_it(world):

@@ -55,5 +55,18 @@ def test_metrics_carry_no_gradient():
 
 
 def test_shapes_that_differ_raise():
-    with pytest.raises(ValueError, match=r"\(3,\).*\(1,\)"):
+    with pytest.raises(ValueError, match=r"differ in shape.*'chosen_rewards': \(3,\), "
+                                         r"'rejected_rewards': \(1,\)"):
         bradley_terry_loss(torch.zeros(3), torch.zeros(1))
+
+
+@pytest.mark.parametrize(("wrong", "words"), [
+    (torch.zeros(3, 5), r"is \(3, 5\), but \(B,\)"), (torch.tensor(0.0), r"is \(\), but \(B,\)"),
+    (torch.zeros(0), "is empty"),
+    (torch.zeros(3, dtype=torch.long), r"is of torch.int64.*\.float\(\)")])
+def test_what_is_not_a_vector_of_real_numbers_raises_naming_the_argument(wrong, words):
+    for arguments, name in (((wrong, torch.zeros(3)), "chosen_rewards"),
+                            ((torch.zeros(3), wrong), "rejected_rewards"),
+                            ((wrong, wrong), "chosen_rewards")):
+        with pytest.raises(ValueError, match=f"^bradley_terry_loss: {name} {words}"):
+            bradley_terry_loss(*arguments)

@@ -1,10 +1,12 @@
 import pytest
 import torch
 
-from minigpt import EOS, PAD, encode
+from minigpt import EOS, PAD, SEP, encode, load_checkpoint, save_checkpoint
 from minigpt.batching import Batch, collate
 from minigpt.examples import tokenize_example, tokenize_examples
 from minigpt.model import MiniGPT
+from ppo.rollout import RolloutMaker
+from ppo.train import PPOConfig, prompt_batches
 from reward import RewardModel, score
 
 
@@ -126,3 +128,140 @@ def test_a_model_that_reads_the_response_alone_does_not_know_the_prompt(make_rew
 def test_another_pooling_or_reading_raises(small, name, value):
     with pytest.raises(ValueError, match=f"{name}='{value}'"):
         RewardModel(**small, **{name: value})
+
+
+# --- one reward, by every way in -----------------------------------------------------------------
+
+HOW = [{"pooling": pooling, "reads": reads} for pooling in ("last", "mean")
+       for reads in ("both", "response")]
+how = pytest.mark.parametrize("how", HOW, ids=lambda how: "-".join(how.values()))
+ODD_TEXTS = [("", "yes"), ("", "a"), ("a?", ""), ("what is it, then?", "x"), ("é日", "🙂!"),
+             ("b", "b")]
+
+
+def rows_of(texts):
+    """What is read: `prompt SEP response EOS`, or `EOS response EOS`."""
+    return [[*([*encode(prompt), SEP] if prompt else [EOS]), *encode(response), EOS]
+            for prompt, response in texts]
+
+
+def padded(rows, left=0, right=0):
+    longest = max(map(len, rows))
+    return torch.tensor([[PAD] * (left + (longest - len(row)) * bool(left)) + row
+                         + [PAD] * (right + (longest - len(row)) * (not left)) for row in rows])
+
+
+def by_hand(model, prompt, response):
+    """The reward from the trunk alone, of one row without any padding."""
+    (row,) = rows_of([(prompt, response)])
+    start = len(row) - len(encode(response)) - 1
+    read = row if model.reads == "both" else row[start:]
+    values = model.head(model.trunk.hidden_states(torch.tensor([read]))[0])[:, 0]
+    values = values[len(read) - (len(row) - start):]
+    return values[-1] if model.pooling == "last" else values.mean()
+
+
+@how
+@torch.no_grad()
+def test_every_way_in_gives_the_reward_of_the_row_without_padding(make_reward, texts, how):
+    model = make_reward(**how)
+    texts = [*texts, *ODD_TEXTS]
+    expected = torch.stack([by_hand(model, *text) for text in texts])
+    assert expected.std() > 0.1
+
+    def check(found):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    prompts, responses = zip(*texts, strict=True)
+    check(score(model, prompts, responses))
+    check(score(model, prompts, responses, batch_size=1))
+    check(score(model, prompts, [[*encode(response), EOS] for response in responses]))
+    batch = collate([tokenize_example(p, [r], 64) for p, r in texts])
+    check(model.rewards(batch)[:, 0])
+    check(model.rewards(collate([tokenize_example(p, [r], 64) for p, r in texts],
+                                multiple_of=50))[:, 0])
+
+    read_as = model.as_read(batch)  # what `forward` is given where the model reads no prompt
+    rows = rows_of(texts)
+    if model.reads == "response":
+        assert (read_as.segments[batch.segments == 0] == -1).all()
+        rows = [row[-len(encode(response)) - 1:]
+                for row, response in zip(rows, responses, strict=True)]
+    else:
+        assert read_as is batch
+    lengths = torch.tensor([len(row) for row in rows])
+    for right in (0, 1, 9):
+        check(model(padded(rows, right=right)))
+        check(model(padded(rows, right=right), lengths))
+    for left in (1, 7):
+        check(model(padded(rows, left=left)))
+        check(model(padded(rows, left=left, right=3)))
+    for row, reward in zip(rows, expected, strict=True):
+        torch.testing.assert_close(model(torch.tensor([row]))[0], reward, rtol=1e-4, atol=1e-4)
+
+
+@how
+@torch.no_grad()
+def test_ppo_scores_a_rollout_as_score_does(make_reward, make_model, how):
+    policy, model = make_model(3, spread=4), make_reward(**how)
+    prompts = ["", "a?", "how are you?", "é", ""]
+    batches = prompt_batches(prompts, 64, PPOConfig(batch_size=5))
+    maker = RolloutMaker(make_model(4), model, 6, missing_eos_penalty=0.0)
+    rollout = maker(policy, batches.collate(range(5)), 0.1, torch.Generator().manual_seed(0))
+    answers = [ids[mask].tolist()
+               for ids, mask in zip(rollout.batch.token_ids, rollout.mask, strict=True)]
+    torch.testing.assert_close(rollout.scores, score(model, prompts, answers), rtol=1e-4, atol=1e-4)
+
+
+@how
+@torch.no_grad()
+def test_an_empty_prompt_is_read_as_the_end_of_a_text_before(make_reward, how):
+    model = make_reward(**how)
+    ids = torch.tensor([[EOS, *encode("yes"), EOS]])
+    segments = torch.tensor([[0, 1, 1, 1, 1]])
+    found = model.rewards(Batch(ids, segments, torch.tensor([0])))[0, 0]
+    torch.testing.assert_close(score(model, [""], ["yes"])[0], found, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model(ids)[0], model(ids, torch.tensor([5]))[0], rtol=1e-5,
+                               atol=1e-5)
+    torch.testing.assert_close(model(ids)[0], found, rtol=1e-5, atol=1e-5)
+
+
+@how
+@torch.no_grad()
+def test_pad_between_two_tokens_is_as_if_it_were_not_there(make_reward, how):
+    model = make_reward(**how)
+    row = rows_of([("ab?", "yes")])[0]
+    expected = model(torch.tensor([row]))
+    for at in range(len(row) + 1):
+        found = model(torch.tensor([[*row[:at], PAD, PAD, *row[at:]]]))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@how
+@torch.no_grad()
+def test_a_row_of_nothing_but_padding_raises(make_reward, how):
+    model = make_reward(**how)
+    ids = torch.tensor([[65, SEP, 66, EOS], [PAD] * 4])
+    for arguments in ((ids,), (ids, torch.tensor([4, 0]))):
+        with pytest.raises(ValueError, match="a row that is nothing but padding"):
+            model(*arguments)
+
+
+@how
+@torch.no_grad()
+def test_a_loaded_model_scores_as_the_one_in_memory_did(make_reward, texts, tmp_path, how):
+    model = make_reward(**how)
+    prompts, responses = zip(*texts, *ODD_TEXTS, strict=True)
+    save_checkpoint(model, tmp_path / "reward.pt")
+    loaded = load_checkpoint(tmp_path / "reward.pt")
+    assert (loaded.pooling, loaded.reads) == (model.pooling, model.reads)
+    assert torch.equal(score(loaded, prompts, responses), score(model, prompts, responses))
+    assert torch.equal(loaded(torch.tensor(rows_of(texts[:1]))),
+                       model(torch.tensor(rows_of(texts[:1]))))
+
+
+def test_a_row_longer_than_the_model_raises(make_reward):
+    model = make_reward()
+    model(torch.full((1, 64), 65))
+    model(torch.tensor([[65] * 64 + [PAD] * 9]))
+    with pytest.raises(ValueError, match="max_seq_len=64"):
+        model(torch.full((1, 65), 65))
