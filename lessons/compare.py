@@ -32,7 +32,7 @@ from minigpt.disk import write_json
 from minigpt.errors import UserError
 from minigpt.evaluation import kl_to_reference, sample_responses, text_measures
 from minigpt.model import MiniGPT
-from minigpt.options import option
+from minigpt.options import Settings, flag_of, option
 from minigpt.run_folder import read_history
 from minigpt.sampling import Response, generate
 from minigpt.seeding import seed_of
@@ -43,21 +43,22 @@ STAGES = ("sft", "reward", "ppo", "dpo")
 
 
 @dataclass
-class CompareConfig:
+class CompareConfig(Settings):
     out: str = option("runs/compare", "folder for the report and the stages")
-    seed: int = option(0, "random seed of the world and of every stage")
+    seed: int = option(0, "random seed of the world and of every stage", at_least=0)
     device: str = option("cpu", "cpu, cuda or mps")
     quick: bool = option(False, "about a minute, in a world of eight facts")
     sweep: bool = option(False, "also train DPO at four other values of beta, and plot them")
     resume: bool = option(False, "continue the run in --out")
     overwrite: bool = option(False, "replace the run in --out")
-    samples: int = option(8, "responses sampled for each held-out prompt")
+    samples: int = option(8, "responses sampled for each held-out prompt", at_least=1)
     pool: int = option(192, "SFT responses sampled for each held-out prompt, for the limit and for "
-                            "best-of-n")
-    best_of: int = option(16, "n of best-of-n")
-    max_new_tokens: int = option(96, "longest response")
+                            "best-of-n", at_least=1)
+    best_of: int = option(16, "n of best-of-n", at_least=1)
+    max_new_tokens: int = option(96, "longest response", at_least=1)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.pool < self.best_of * self.samples:
             raise UserError(f"--pool {self.pool} is too small: {self.samples} times the best of "
                             f"{self.best_of} needs {self.samples * self.best_of}")
@@ -121,8 +122,13 @@ def run_stage(stage: str, config: CompareConfig, data_flags: Sequence[str],
 
 def as_flags(settings: dict[str, Any]) -> list[str]:
     """Settings -> command-line options; a setting of None is left out."""
-    return [part for name, value in settings.items() if value is not None
-            for part in ("--" + name.replace("_", "-"), str(value))]
+    flags: list[str] = []
+    for name, value in settings.items():
+        if isinstance(value, bool):
+            flags += [flag_of(name)] * value
+        elif value is not None:
+            flags += [flag_of(name), *map(str, value if isinstance(value, list) else [value])]
+    return flags
 
 
 def run_stages(config: CompareConfig, rows_config: RowsConfig,

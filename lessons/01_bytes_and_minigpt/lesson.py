@@ -105,7 +105,7 @@ with torch.no_grad():
 lesson.number("moved_before", f"{moved[:15].max():.1f}")
 lesson.number("moved_from", f"{moved[15:].min():.2f}")
 figure, axis = lesson.panels(height=2.6)
-axis.bar(range(len(moved)), moved, color=["#999999"] * 15 + ["#D55E00"] * (len(moved) - 15))
+axis.bar(range(len(moved)), moved.tolist(), color=["#999999"] * 15 + ["#D55E00"] * (len(moved) - 15))
 axis.set_xticks(range(len(moved)), [chr(byte) for byte in ids[0].tolist()], fontsize=8)
 axis.set(xlabel="byte whose output is looked at", ylabel="largest change of a logit", title="Change the J of Japan to S")
 lesson.figure("causal", figure, "Outputs before the changed byte stay exactly as they were; its own and all behind it move.")

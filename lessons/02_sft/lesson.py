@@ -12,8 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from data.examples import sft_examples
-from data.files import DataError
-from data.preferences import demonstration
+from data.layouts import read_demonstrations
 from data.world import FREE_WORDS, WORD
 from lessons.course import Lesson, spread
 from lessons.diagrams import Box, draw_pipeline
@@ -63,11 +62,8 @@ layouts = {
 }
 rows = []
 for name, row in layouts.items():
-    try:
-        record, found_as = demonstration(row, name)
-        rows.append([name, found_as, repr(record["prompt"]), repr(record["response"])])
-    except DataError:
-        rows.append([name, "refused: no column for the prompt", "-", "-"])
+    reading = read_demonstrations(row, name)
+    rows += [[name, reading.layout, repr(record["prompt"]), repr(record["response"])] for record in reading.records]
 lesson.table("layouts", ["the row is", "found as", "prompt", "response"], rows)
 
 # %% [markdown]

@@ -14,7 +14,7 @@ import torch
 from lessons.course import Lesson, spread
 from lessons.diagrams import Box, draw_pipeline
 from lessons.start import LONGEST_ANSWER, PPO, starting_point
-from minigpt import generate
+from minigpt import EOS, generate
 from minigpt.batching import collate
 from minigpt.evaluation import evaluate_policy
 from minigpt.examples import tokenize_example
@@ -208,11 +208,11 @@ def roll_out(start, policy, value_model, prompts, seed: int = 0):
 rollout, values = roll_out(starts[0], policies[0], value_models[0], starts[0].world.heldout_prompts)
 far = int(rollout.exact_kl.argsort()[-3])  # an answer that moved away from the reference, so that there is a KL to see
 where = rollout.mask[far]
-letters = ["EOS" if byte == 255 else chr(byte) if byte < 128 else "?"
+letters = ["EOS" if byte == EOS else chr(byte) if 32 <= byte < 127 else "?"  # a visible ASCII character
            for byte in rollout.batch.token_ids[far, where].tolist()]
 places = range(len(letters))
 figure, axes = lesson.panels(2, height=3.4)
-axes[0].bar(places, rollout.rewards[far, where], color=COLOURS[0], label="reward of the token")
+axes[0].bar(places, rollout.rewards[far, where].tolist(), color=COLOURS[0], label="reward of the token")
 axes[0].plot(places, values[far, where], "o-", color=COLOURS[2], markersize=3,
              label="value before the token")
 axes[0].set(ylabel="units of the score", title="Reward and value")
@@ -312,14 +312,15 @@ def shifted(reward, by: float):
     return other
 
 
-NO_CLIP = {"clip": 1e9, "max_approxkl": math.inf}
+NO_CLIP = {"clip": 1e9, "max_approxkl": 1e9}
 # name: (what is said of it, options, what is added to every score)
 CHANGES = {
     "recipe": ("the recipe", {}, 0.0),
     "other_numbers": ("the recipe, other random numbers", {"seed": 77}, 0.0),
     "shifted": ("every score + 5 (the same on paper)", {}, 5.0),
     "no_kl": ("no KL term (beta 0)", {"kl_coeff": 0.0}, 0.0),
-    "wrong_sign": ("KL with the wrong sign (beta -0.5)", {"kl_coeff": -0.5}, 0.0),
+    "wrong_sign": ("KL with the wrong sign (beta -0.5)",
+                   {"kl_estimator": lambda logps, ref_logps: ref_logps - logps}, 0.0),
     "no_clip": ("no clipping", NO_CLIP, 0.0),
     "eight": ("8 passes over a rollout", {"ppo_epochs": 8}, 0.0),
     "eight_no_clip": ("8 passes, no clipping", {"ppo_epochs": 8, **NO_CLIP}, 0.0),

@@ -350,7 +350,8 @@ def fit(d, gain, log):
     columns = np.stack([d, -d * (np.log(d) if log else d)], 1)
     (a, b), *_ = np.linalg.lstsq(columns, gain, rcond=None)
     left = gain - columns @ np.array([a, b])
-    return a, b, 1 - (left**2).sum() / ((gain - gain.mean()) ** 2).sum()
+    variance = ((gain - gain.mean()) ** 2).sum()
+    return a, b, 1 - (left**2).sum() / variance if variance > 0 else math.nan  # all gains alike: nothing to explain
 
 
 def path_of(method):

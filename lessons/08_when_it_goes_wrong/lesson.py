@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from data.examples import sft_examples
 from dpo import dpo_train, evaluate_preference_accuracy, implicit_rewards
+from dpo.train import ADVICE
 from lessons.course import Lesson
 from lessons.diagrams import Box, draw_pipeline
 from lessons.start import DPO, LONGEST_ANSWER, PPO, SFT, starting_point
@@ -321,7 +322,7 @@ for name, setup in DPO_RUNS.items():
             "heldout": evaluate_preference_accuracy(policy, here.sft, here.world.heldout_preferences),
             "kl": measured["kl_nats_per_response"], "reward": measured["true_reward"]})
         if seed == seeds[0]:
-            dpo_curves[name], dpo_signs[name] = curves, signs_of_collapse(measured)
+            dpo_curves[name], dpo_signs[name] = curves, signs_of_collapse(measured, ADVICE)
 lesson.number("sft_reward", [starts[seed].measure(starts[seed].sft, samples)["true_reward"] for seed in seeds], ".2f")
 lesson.number("bayes", start.world.bayes_accuracy(start.world.heldout_preferences), ".2f")
 lesson.number("dpo_steps", str(len(dpo_curves["healthy"]["loss"])))

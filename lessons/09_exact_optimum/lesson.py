@@ -231,7 +231,7 @@ figure, (left, right) = lesson.panels(2, height=3.6)
 width = 0.2
 for number, (pi, name, colour) in enumerate(((REF, "reference", GREY), (optimum(2.0), "π*, β = 2", SKY),
                                              (star, f"π*, β = {BETA}", BLUE), (optimum(0.2), "π*, β = 0.2", PINK))):
-    left.bar([k + (number - 1.5) * width for k in range(10)], pi.exp(), width, color=colour, label=name)
+    left.bar([k + (number - 1.5) * width for k in range(10)], pi.exp().tolist(), width, color=colour, label=name)
 left.set_xticks(range(10), [f"{name}\n{r:g}" for name, r in zip(NAMES, REWARD.tolist(), strict=True)], fontsize=8)
 left.set(xlabel="answer, and its reward", ylabel="probability", title="The reference, tilted")
 left.legend(loc="upper center")
