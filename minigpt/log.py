@@ -1,16 +1,13 @@
 """What logs: one line of metrics for each step, in metrics.jsonl and in memory."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from minigpt import distributed
-
-if TYPE_CHECKING:
-    from minigpt.run_folder import RunFolder
+from minigpt.run_folder import RunFolder
 
 Number = float | Tensor
 
@@ -21,7 +18,7 @@ class MetricLog:
     position() returns where the run stands (epoch, global_step, ...), which ends every line.
     """
 
-    def __init__(self, folder: "RunFolder | None", device: torch.device,
+    def __init__(self, folder: RunFolder | None, device: torch.device,
                  position: Callable[[], dict[str, float]]):
         self.history: dict[str, list[float]] = {}
         self._folder, self._device, self._position = folder, device, position
