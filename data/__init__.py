@@ -2,8 +2,8 @@
 
 from data.files import DataError
 from data.lesson_rows import PREFERENCE_DATA
-from data.preferences import load_preferences, load_prompts, load_sft
+from data.preferences import load_preferences, load_prompts, load_sft, load_unpaired
 from data.world import World, WorldConfig
 
 __all__ = ["PREFERENCE_DATA", "DataError", "World", "WorldConfig", "load_preferences",
-           "load_prompts", "load_sft"]
+           "load_prompts", "load_sft", "load_unpaired"]

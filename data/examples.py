@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from data.files import DataError
-from data.preferences import Rows, check_preferences, check_sft
+from data.layouts import Record
+from data.preferences import Rows, check_labels, check_preferences, check_sft, check_unpaired
 from minigpt.examples import (
     Example,
     NoRoomError,
@@ -37,6 +38,49 @@ def preference_examples(rows: Rows, max_seq_len: int) -> list[Example]:
     if not kept:
         raise DataError("every pair is identical once truncated: raise max_seq_len")
     return kept
+
+
+def unpaired_examples(rows: Rows,
+                      max_seq_len: int) -> tuple[list[Example], list[Example], Tensor]:
+    """Unpaired rows -> (examples of one response, mismatched examples, labels (N,) bool).
+
+    Mismatched example i has the prompt of example i and the completion of a row with another
+    prompt, for the reference point of KTO (Ethayarajh et al. 2024, arXiv:2402.01306).
+    Rows without room for a response are left out and counted.
+    Raises DataError if all rows have the same label or the same prompt, ValueError if none is left.
+    """
+    records = check_unpaired(rows)
+    examples = tokenize_examples([(row["prompt"], [row["completion"]]) for row in records],
+                                 max_seq_len)
+    kept = [row for row in records if len(row["prompt"].encode()) + 1 < max_seq_len]
+    check_labels([row["label"] for row in kept])
+    mismatched = [tokenize_example(row["prompt"], [kept[other]["completion"]], max_seq_len)
+                  for row, other in zip(kept, _others(kept), strict=True)]
+    return examples, mismatched, torch.tensor([row["label"] for row in kept])
+
+
+def _others(rows: Sequence[Record]) -> list[int]:
+    """For each row another one, whose prompt differs.
+
+    It is the next such row, in a circle, behind the one that the row before took: a shift by 1 if
+    all prompts differ, by 2 if they come in pairs, so that rejected answers are taken, too.
+    """
+    prompts = [row["prompt"] for row in rows]
+    if len(set(prompts)) == 1:
+        raise DataError("every row has the same prompt, so no answer can be mismatched and KTO has "
+                        "no reference point: bring rows with other prompts")
+    count = len(rows)
+    next_prompt = [0] * count  # for each row the first behind it with another prompt
+    for index in reversed(range(2 * count)):  # twice around, as the last row's may be the first's
+        here, after = index % count, (index + 1) % count
+        next_prompt[here] = next_prompt[after] if prompts[here] == prompts[after] else after
+    others, other = [], 0
+    for prompt in prompts:
+        other = (other + 1) % count
+        if prompts[other] == prompt:
+            other = next_prompt[other]
+        others.append(other)
+    return others
 
 
 def measured_examples(rows: Rows, max_seq_len: int) -> list[Example]:

@@ -1,6 +1,7 @@
 """The layouts in which people keep preferences and demonstrations, read as prompt and replies.
 
-    columns          {"prompt", "chosen", "rejected"} or {"prompt", "response"}, see SPELLINGS
+    columns          {"prompt", "chosen", "rejected"}, {"prompt", "response"} or {"prompt",
+                     "completion", "label"}, see SPELLINGS
     with input       {"instruction", "input"}, {"question", "context"}: joined by a blank line
     transcripts      whole dialogues as text, "\\n\\nHuman: ...\\n\\nAssistant: ..." (hh-rlhf)
     conversations    lists of messages (data/conversations.py)
@@ -39,17 +40,24 @@ SPELLINGS = {
     "label": ("label", "kto_tag"),
     "text": ("text",),
 }
-BAD_LABELS = ("false", "0", "0.0")
+GOOD_LABELS = ("true", "1", "1.0", "+1", "yes", "good", "up")
+BAD_LABELS = ("false", "0", "0.0", "-1", "-1.0", "no", "bad", "down")
 
-Record = dict[str, str]
+Record = dict[str, Any]  # texts, and the label of an unpaired record, a bool
 
 
 class Reading(NamedTuple):
-    """What one row gave: records, the layout it was in, the columns that were used."""
+    """What one row gave: records, the layout it was in, the columns that were used.
+
+    demonstrations: of a preference, each turn of its chosen response as {"prompt", "response"}.
+    group: the first prompt of the row, where no record has it.
+    """
 
     records: list[Record]
     layout: str
     used: set[str]
+    demonstrations: Sequence[Record] = ()
+    group: str = ""
 
 
 class Pair(NamedTuple):
@@ -60,8 +68,8 @@ class Pair(NamedTuple):
     chosen: list[Message]
 
 
-class BadLabelError(DataError):
-    """The row's answer is labelled bad, so it is not imitated."""
+class LeftOutError(DataError):
+    """Nothing is wrong with the row, but nothing can be learned from it here."""
 
 
 class Row:
@@ -110,6 +118,21 @@ class Row:
 
     def text(self, column: str) -> str:
         """The text of a column.  Raises DataError if there is none."""
+        name, value = self.cell(column)
+        return checked_text(value, name, self.where)
+
+    def label(self) -> bool:
+        """The label, True for good.  Raises DataError if there is none."""
+        name, value = self.cell("label")
+        label = label_of(value)
+        if label is None:
+            accepted = f"good ({', '.join(GOOD_LABELS)}) nor bad ({', '.join(BAD_LABELS)})"
+            raise DataError(f"{self.where}: column {name!r} is {value!r:.40}, neither {accepted}",
+                            f"column {name!r} is neither {accepted}")
+        return label
+
+    def cell(self, column: str) -> tuple[str, Any]:
+        """(spelling, value) of a column, which is now used.  Raises DataError if it is missing."""
         name, value = self.find(column)
         if name is None:
             accepted, found = ", ".join(SPELLINGS[column]), ", ".join(self.columns) or "none"
@@ -117,7 +140,7 @@ class Row:
                             f"columns found are {found}", f"no column for the {column} (accepted: "
                             f"{accepted}; found: {found})")
         self.used.add(name)
-        return checked_text(value, name, self.where)
+        return name, value
 
     def messages(self, column: str) -> list[Message]:
         """The messages of a column, or its text as one.  Raises DataError if it is neither."""
@@ -144,6 +167,12 @@ def checked_text(value: Any, name: str, where: str, may_be_empty: bool = False) 
         reason = f"column {name!r} {reason}"
         raise DataError(f"{where}: {reason}", reason)
     return value
+
+
+def label_of(value: Any) -> bool | None:
+    """True for good, False for bad; None if this is no label."""
+    word = str(value).strip().lower()
+    return True if word in GOOD_LABELS else False if word in BAD_LABELS else None
 
 
 def _is_utf8(text: str) -> bool:
@@ -175,7 +204,16 @@ def _messages_in(value: Any, column: str, where: str) -> list[Message]:
 def read_preference(columns: Any, where: str) -> Reading:
     """One row -> one {"prompt", "chosen", "rejected"}.  Raises DataError beginning with `where`."""
     row = Row(columns, where)
-    return Reading([_pair(row).record], row.layout, row.used)
+    pair = _pair(row)
+    return Reading([pair.record], row.layout, row.used, _demonstrated(pair))
+
+
+def check_differ(record: Record, where: str) -> None:
+    """Raises LeftOutError if chosen and rejected are identical: no loss can learn from that."""
+    if record["chosen"] == record["rejected"]:
+        reason = "chosen and rejected are identical"
+        raise LeftOutError(f"{where}: {reason} ({record['chosen'][:40]!r}), so there is nothing to "
+                           "prefer: drop the row", reason)
 
 
 def _pair(row: Row) -> Pair:
@@ -328,14 +366,14 @@ def read_demonstrations(columns: Any, where: str) -> Reading:
     """One row -> {"prompt", "response"} for each turn of an assistant in it.
 
     A preference demonstrates its chosen response; an empty prompt means plain text.
-    Raises DataError beginning with `where`, BadLabelError if the row is labelled bad.
+    Raises DataError beginning with `where`, LeftOutError if the row is labelled bad.
     """
     row = Row(columns, where)
-    if str(row.take("label")).strip().lower() in BAD_LABELS:
-        raise BadLabelError(f"{where}: labelled bad", "labelled bad")
+    if label_of(row.take("label")) is False:
+        raise LeftOutError(f"{where}: labelled bad", "labelled bad")
     if row.has("chosen") and not row.has("response"):
-        records = _from_pair(row)
-    elif row.has("messages") and not row.has("response", "prompt"):
+        records = _demonstrated(_pair(row))
+    elif _is_conversation(row):
         records = _from_messages(row)
     elif row.has("text") and row.find("response")[0] is None and row.find("prompt")[0] is None:
         row.layout = "plain text"
@@ -347,11 +385,15 @@ def read_demonstrations(columns: Any, where: str) -> Reading:
                     for record in records], row.layout, row.used)
 
 
-def _from_pair(row: Row) -> list[Record]:
-    pair = _pair(row)
+def _demonstrated(pair: Pair) -> list[Record]:
+    """Each turn of the chosen response."""
     first, *more = pair.chosen
     return [{"prompt": pair.record["prompt"], "response": first.text},
             *(_every_turn(pair.before, [first, *more])[1:] if more else [])]
+
+
+def _is_conversation(row: Row) -> bool:
+    return row.has("messages") and not row.has("response", "prompt")
 
 
 def _from_messages(row: Row) -> list[Record]:
@@ -400,6 +442,30 @@ def _every_turn(before: Sequence[Message], inside: Sequence[Message]) -> list[Re
             for n, message in enumerate(messages) if n >= len(before)
             and message.role == "Assistant"
             and any(earlier.role in ("Human", "Tool") for earlier in messages[:n])]
+
+
+# --- unpaired -------------------------------------------------------------------------------------
+
+
+def read_unpaired(columns: Any, where: str) -> Reading:
+    """One row -> one {"prompt", "completion", "label"}, of a preference one for each response.
+
+    The label is True for good; of a conversation it is about the last turn of the assistant.
+    Raises DataError beginning with `where`, LeftOutError if both responses are identical.
+    """
+    row = Row(columns, where)
+    if row.has("chosen", "rejected") or (row.find("label")[0] is None and row.find("chosen")[0]):
+        pair = _pair(row)
+        check_differ(pair.record, where)
+        records = [{"prompt": pair.record["prompt"], "completion": pair.record[side],
+                    "label": side == "chosen"} for side in ("chosen", "rejected")]
+        return Reading(records, row.layout, row.used)
+    label = row.label()
+    turns = _from_messages(row) if _is_conversation(row) else _from_columns(row)
+    prompt = checked_text(turns[-1]["prompt"], "prompt", where)
+    completion = checked_text(turns[-1]["response"], "completion", where)
+    return Reading([{"prompt": prompt, "completion": completion, "label": label}], row.layout,
+                   row.used, group=turns[0]["prompt"])
 
 
 # --- prompts --------------------------------------------------------------------------------------

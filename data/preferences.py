@@ -1,7 +1,8 @@
 """Preferences, demonstrations and prompts: checked rows of the caller, or loaded from files.
 
-Inside the library a preference is {"prompt", "chosen", "rejected"} and a demonstration {"prompt",
-"response"}.  Other layouts and spellings (data/layouts.py) are accepted only where data comes in.
+Inside the library a preference is {"prompt", "chosen", "rejected"}, a demonstration {"prompt",
+"response"}, and an unpaired record {"prompt", "completion", "label"}, whose label is True for good.
+Other layouts and spellings (data/layouts.py) are accepted only where data comes in.
 """
 
 from collections import Counter
@@ -14,12 +15,14 @@ from data.conversations import parsed_columns
 from data.files import DataError, files_of, is_blank, read_rows, rows_of_columns
 from data.layouts import (
     SPELLINGS,
-    BadLabelError,
+    LeftOutError,
     Reading,
     Record,
+    check_differ,
     read_demonstrations,
     read_preference,
     read_prompt,
+    read_unpaired,
 )
 
 MOST_UNUSABLE_SHARE, MOST_UNUSABLE_ROWS = 0.1, 5  # above both, it is the wrong file or columns
@@ -37,6 +40,7 @@ class Located(NamedTuple):
     place: str
     record: Record
     group: str  # the first prompt of its row, or its text if that has no prompt
+    demonstrations: Sequence[Record] = ()  # of a preference, see Reading
 
 
 # --- rows of the caller ---------------------------------------------------------------------------
@@ -46,15 +50,12 @@ def check_preferences(rows: Rows, allow_ties: bool = False) -> list[Record]:
     """Rows in any accepted layout -> {"prompt", "chosen", "rejected"}, in order.
 
     Raises DataError, naming the row (counted from 0), if a column is missing, a field is empty or
-    not text, or, unless ties are allowed, if chosen and rejected are identical, since no loss can
-    learn from that.
+    not text, or, unless ties are allowed, if chosen and rejected are identical.
     """
-    records = [record for reading in _checked(rows, read_preference) for record in reading.records]
-    for index, record in enumerate(records):
-        if not allow_ties and record["chosen"] == record["rejected"]:
-            raise DataError(f"row {index}: chosen and rejected are identical "
-                            f"({record['chosen'][:40]!r}), so there is nothing to prefer: drop the "
-                            "row")
+    records = _checked(rows, read_preference)
+    if not allow_ties:
+        for index, record in enumerate(records):
+            check_differ(record, f"row {index}")
     return records
 
 
@@ -64,18 +65,35 @@ def check_sft(rows: Rows) -> list[Record]:
     A preference row counts as a demonstration of its chosen response; an empty prompt means plain
     text.  Raises DataError, naming the row, if a column is missing or a field is not usable.
     """
-    return [record for reading in _checked(rows, read_demonstrations) for record in reading.records]
+    return _checked(rows, read_demonstrations)
 
 
-def _checked(rows: Rows, read: Reader) -> list[Reading]:
+def check_unpaired(rows: Rows) -> list[Record]:
+    """Rows in any accepted layout -> {"prompt", "completion", "label"}, in order.
+
+    A preference row gives two, its chosen response with True and its rejected one with False.
+    Raises DataError, naming the row, if a column is missing, a field or a label is not usable, or
+    chosen and rejected are identical.
+    """
+    return _checked(rows, read_unpaired)
+
+
+def check_labels(labels: Sequence[bool]) -> None:
+    """Raises DataError if all labels are the same."""
+    if len(set(labels)) == 1:
+        raise DataError(f"every row is labelled {'good' if labels[0] else 'bad'}: KTO needs some "
+                        "of each")
+
+
+def _checked(rows: Rows, read: Reader) -> list[Record]:
     given: list[Any] = list(rows)
     if isinstance(rows, Mapping):
         columns: list[Any] | None = rows_of_columns(rows)
         given = columns or [rows]
     if not given:
         raise DataError("there are no rows")
-    return [read(row, f"row {index}")
-            for index, row in enumerate(parsed_columns(given, MESSAGE_COLUMNS))]
+    return [record for index, row in enumerate(parsed_columns(given, MESSAGE_COLUMNS))
+            for record in read(row, f"row {index}").records]
 
 
 # --- rows of files --------------------------------------------------------------------------------
@@ -98,6 +116,14 @@ def load_sft(path: str | Path, strict: bool = False) -> list[Record]:
     Rows labelled bad are left out and counted.  Otherwise as `load_preferences`.
     """
     return [located.record for located in read_records([path], read_demonstrations, strict)]
+
+
+def load_unpaired(path: str | Path, strict: bool = False) -> list[Record]:
+    """Load the unpaired rows of a file or a folder; a preference gives two, see `check_unpaired`.
+
+    Rows labelled bad are kept.  Otherwise as `load_preferences`.
+    """
+    return [located.record for located in read_records([path], read_unpaired, strict)]
 
 
 def load_prompts(path: str | Path, strict: bool = False) -> list[str]:
@@ -142,7 +168,7 @@ def _records_of(path: Path, read: Reader, strict: bool, is_alone: bool) -> list[
     places, rows = _columns_of(read_rows(path))
     records: list[Located] = []
     layouts, used, columns = Counter[str](), set[str](), dict[str, None]()
-    unusable, bad, same, heads = _Count(), _Count(), _Count(), _Count()
+    unusable, left_out, heads = _Count(), _Count(), _Count()
     for place, row in zip(places, parsed_columns(rows, MESSAGE_COLUMNS), strict=True):
         if _is_repeated_head(row):
             heads.add("the column names again", place)
@@ -151,23 +177,23 @@ def _records_of(path: Path, read: Reader, strict: bool, is_alone: bool) -> list[
             if isinstance(row, DataError):
                 raise DataError(f"{path}, {place}: {row}", row.reason)
             reading = read(row, f"{path}, {place}")
-        except BadLabelError as error:
-            bad.add(error.reason, place)
+            layouts[reading.layout] += 1
+            used |= reading.used
+            columns |= {name: None for name in row
+                        if name not in columns and not is_blank(row[name])}
+            if "chosen" in reading.records[0]:
+                check_differ(reading.records[0], f"{path}, {place}")
+        except LeftOutError as error:
+            left_out.add(error.reason, place)
             continue
         except DataError as error:
             if strict:
                 raise
             unusable.add(error.reason, place)
             continue
-        layouts[reading.layout] += 1
-        used |= reading.used
-        columns |= {name: None for name in row if name not in columns and not is_blank(row[name])}
-        for record in reading.records:
-            if "chosen" in record and record["chosen"] == record["rejected"]:
-                same.add("chosen and rejected are identical", place)
-            else:
-                records.append(Located(place if is_alone else f"{path}, {place}", record,
-                                       _group(reading.records[0])))
+        group = reading.group or _group(reading.records[0])
+        records += [Located(place if is_alone else f"{path}, {place}", record, group,
+                            reading.demonstrations) for record in reading.records]
     if unusable.total > max(MOST_UNUSABLE_SHARE * len(rows), MOST_UNUSABLE_ROWS) or \
             (unusable.total and not layouts and is_alone):
         raise DataError(f"{path}: {unusable.total} of {len(rows)} rows cannot be used, so this may "
@@ -177,7 +203,7 @@ def _records_of(path: Path, read: Reader, strict: bool, is_alone: bool) -> list[
         kind = ", ".join(records[0].record) if records else "no records"
         _print(f"{path}: {len(records)} records of {kind} from {layouts.total()} rows, found as "
                f"{' and '.join(layouts)}" + (f"; columns not used: {unused}" if unused else ""))
-    for count in (unusable, bad, same, heads):
+    for count in (unusable, left_out, heads):
         if count.total:
             _print(f"{path}: left out {count.total} of {len(rows)} rows: {count}")
     return records

@@ -51,8 +51,8 @@ def truncate_record(record: Record, max_seq_len: int, long_rows: str) -> Record 
         "row"         it is dropped
     """
     prompt = record["prompt"].encode()
-    longest = max((len(text.encode()) + 1 for name, text in record.items() if name != "prompt"),
-                  default=1)
+    longest = max((len(text.encode()) + 1 for name, text in record.items()
+                   if name not in ("prompt", "label")), default=1)
     room = max_seq_len - 1 - (longest if long_rows != "response" else 1)  # bytes for the prompt
     if len(prompt) <= room:
         return record

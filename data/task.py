@@ -10,13 +10,15 @@ from data.layouts import (
     read_demonstrations,
     read_preference,
     read_prompt,
+    read_unpaired,
 )
-from data.preferences import Located, Reader, read_records
+from data.preferences import Reader, check_labels, read_records
 from data.splits import (
     TRUNCATION_CHOICES,
     heldout_prompts,
     loose,
     split_records,
+    truncate_record,
     truncate_records,
     without_prompts_of,
 )
@@ -27,6 +29,8 @@ from minigpt.options import Settings, option
 from minigpt.recipes import recipe
 
 HELDOUT_SHARE = 0.2  # of the prompts in a file
+
+Sides = tuple[list[Record], list[Record]]  # to train on, held out
 
 
 @dataclass
@@ -62,14 +66,17 @@ class Task:
     heldout_preferences: list[Record] = field(default_factory=list)
     prompt_rows: list[Record] = field(default_factory=list)  # of a file that has only prompts
     heldout_prompt_rows: list[Record] = field(default_factory=list)
+    unpaired: list[Record] = field(default_factory=list)
+    heldout_unpaired: list[Record] = field(default_factory=list)
     plain_text: list[str] = field(default_factory=list)
     heldout_plain_text: list[str] = field(default_factory=list)
     world: World | None = None
 
     @property
     def prompts(self) -> list[str]:
-        """The prompts that PPO trains on: those of the training preferences."""
-        return sorted({row["prompt"] for row in self.preferences or self.prompt_rows})
+        """The prompts of the training rows, which PPO answers."""
+        rows = self.preferences or self.prompt_rows or self.unpaired
+        return sorted({row["prompt"] for row in rows})
 
     @property
     def seen_preferences(self) -> list[Record]:
@@ -78,7 +85,8 @@ class Task:
 
     @property
     def heldout_prompts(self) -> list[str]:
-        rows = self.heldout_preferences or self.heldout_prompt_rows or self.heldout_sft_rows
+        rows = self.heldout_preferences or self.heldout_prompt_rows or self.heldout_unpaired
+        rows = rows or self.heldout_sft_rows
         return sorted({row["prompt"] for row in rows})
 
     def measure(self, prompts: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
@@ -90,10 +98,11 @@ def load_task(config: RowsConfig, world_config: WorldConfig, seed: int, init: st
               kind: str = "preferences") -> Task:
     """The task of the little world, or of files.
 
-    kind: what the files hold, "preferences", "demonstrations", or "prompts" (preferences, or rows
-    without responses).  init: the checkpoint to start from, whose max_seq_len no row may exceed.
-    Raises DataError if a file cannot be used, UserError if max_seq_len exceeds the checkpoint's or
-    if files come with options of the world.
+    kind: what the files hold, "preferences", "demonstrations", "prompts" (preferences, or rows
+    without responses), or "unpaired" (preferences, or rows of one response with a label).
+    init: the checkpoint to start from, whose max_seq_len no row may exceed.
+    Raises DataError if a file cannot be used or labels all its training rows the same, UserError if
+    max_seq_len exceeds the checkpoint's or if files come with options of the world.
     """
     max_seq_len = row_length(config, init)
     if config.data is None:
@@ -107,38 +116,40 @@ def load_task(config: RowsConfig, world_config: WorldConfig, seed: int, init: st
     if world_config not in (WorldConfig(), WorldConfig(**recipe("quick", WorldConfig))):
         raise UserError(f"--data {' '.join(config.data)} replaces the little world: leave out the "
                         "options of the world")
-    if kind == "prompts" and _has_responses(config.data):
+    if kind in ("prompts", "unpaired") and _has_responses(config.data):
         kind = "preferences"
-    train, heldout = _train_and_heldout(config, READERS[kind], max_seq_len, seed)
+    (train, heldout), demonstrations = _train_and_heldout(config, READERS[kind], max_seq_len, seed)
     if kind == "demonstrations":
         return Task(max_seq_len, train, heldout)
     if kind == "prompts":
         return Task(max_seq_len, prompt_rows=train, heldout_prompt_rows=heldout)
-    return Task(max_seq_len, _chosen(train), _chosen(heldout), train, heldout)
+    if kind == "unpaired":
+        check_labels([row["label"] for row in train])
+        return Task(max_seq_len, _good(train), _good(heldout), unpaired=train,
+                    heldout_unpaired=heldout)
+    return Task(max_seq_len, *demonstrations, train, heldout)
 
 
 READERS: dict[str, Reader] = {"preferences": read_preference, "prompts": read_prompt,
-                              "demonstrations": read_demonstrations}
+                              "demonstrations": read_demonstrations, "unpaired": read_unpaired}
 
 
 def _train_and_heldout(config: RowsConfig, read: Reader, max_seq_len: int,
-                       seed: int) -> tuple[list[Record], list[Record]]:
-    def load(paths: Sequence[str]) -> list[Located]:
-        return read_records(paths, read, config.strict)
-
+                       seed: int) -> tuple[Sides, Sides]:
+    """The records, and the demonstrations of those that are preferences."""
     files = config.data or []
-    records = load(files)
+    records = read_records(files, read, config.strict)
     if config.eval_data is None:
         held = heldout_prompts((located.group for located in records), HELDOUT_SHARE, seed)
-        fitted = truncate_records(records, max_seq_len, config.long_rows)
-        train, heldout = split_records(fitted, held)
+        rows = truncate_records(records, max_seq_len, config.long_rows)
+        train, heldout = split_records(rows, held)
     else:
-        evaluated = load(config.eval_data)
+        evaluated = read_records(config.eval_data, read, config.strict)
         held = {loose(located.group) for located in evaluated}
-        heldout = [located.record for located in
-                   truncate_records(evaluated, max_seq_len, config.long_rows)]
+        evaluated = truncate_records(evaluated, max_seq_len, config.long_rows)
         fitted = truncate_records(records, max_seq_len, config.long_rows)
-        train = without_prompts_of(split_records(fitted, held)[0], heldout)
+        rows = [located for located in fitted if loose(located.group) not in held] + evaluated
+        train, heldout = split_records(rows, held)
         if len(train) < len(fitted):
             print(f"left out {len(fitted) - len(train)} training rows whose prompts are in "
                   "--eval-data")
@@ -146,7 +157,10 @@ def _train_and_heldout(config: RowsConfig, read: Reader, max_seq_len: int,
           "on both sides")
     if not train or not heldout:
         raise DataError(f"{' '.join(files)}: too few rows fit to train on some and hold out others")
-    return train, heldout
+    shown, heldout_shown = split_records(
+        [located._replace(record=fits) for located in rows for record in located.demonstrations
+         if (fits := truncate_record(record, max_seq_len, config.long_rows))], held)
+    return (train, heldout), (without_prompts_of(shown, heldout), heldout_shown)
 
 
 def _has_responses(paths: Sequence[str]) -> bool:
@@ -168,5 +182,6 @@ def row_length(config: RowsConfig, init: str | None) -> int:
     return config.max_seq_len or longest
 
 
-def _chosen(rows: Sequence[Record]) -> list[Record]:
-    return [{"prompt": row["prompt"], "response": row["chosen"]} for row in rows]
+def _good(rows: Sequence[Record]) -> list[Record]:
+    return [{"prompt": row["prompt"], "response": row["completion"]} for row in rows
+            if row["label"]]

@@ -17,7 +17,7 @@ another wording, not to facts that were never taught.  Everything is determined 
 import math
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import mean
@@ -173,6 +173,12 @@ class WorldConfig(Settings):
     length_bias: float = option(0.0, "extra reward per 10 words in the training labels")
     helpful_weight: float = option(1.0, "weight of the helpful dimension in the true reward")
     polite_weight: float = option(1.0, "weight of the polite dimension in the true reward")
+    label_helpful_weight: float | None = option(
+        None, "weight of the helpful dimension in the labels of the training pairs (by default "
+              "that of the true reward)")
+    label_polite_weight: float | None = option(
+        None, "weight of the polite dimension in the labels of the training pairs (by default "
+              "that of the true reward)")
 
 
 class World:
@@ -313,8 +319,34 @@ class World:
 
         Raises KeyError if the prompt is not one of the world's.
         """
+        return self._weighted(prompt, response, self.config.helpful_weight,
+                              self.config.polite_weight)
+
+    def label_reward(self, prompt: str, response: str) -> float:
+        """What the annotators of the training pairs go by: label_helpful_weight and
+        label_polite_weight instead of the true reward's weights, where they are given.
+
+        Raises KeyError if the prompt is not one of the world's.
+        """
+        weights = ((self.config.label_helpful_weight, self.config.helpful_weight),
+                   (self.config.label_polite_weight, self.config.polite_weight))
+        return self._weighted(prompt, response, *(true if own is None else own
+                                                  for own, true in weights))
+
+    def _weighted(self, prompt: str, response: str, helpful_weight: float,
+                  polite_weight: float) -> float:
         helpful, polite = self.reward_parts(prompt, response)
-        return self.config.helpful_weight * helpful + self.config.polite_weight * polite
+        return helpful_weight * helpful + polite_weight * polite
+
+    def verify(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        """A verifiable reward (Lambert et al. 2024, arXiv:2411.15124): 1.0 for each response that
+        is right and complete, else 0.0, whatever its tone and length.
+
+        Raises KeyError if a prompt is not one of the world's.
+        """
+        judgements = [self.judge(prompt, response)
+                      for prompt, response in zip(prompts, responses, strict=True)]
+        return [float(judged.right and judged.complete) for judged in judgements]
 
     def measure(self, prompts: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
         """The mean true reward of these answers, and the share of them that is right."""
@@ -363,22 +395,25 @@ class World:
 
     @cached_property
     def preferences(self) -> list[dict[str, str]]:
-        """Training pairs; their labels may be noisy or biased."""
+        """Training pairs; their labels may be noisy or biased, or weigh the dimensions otherwise
+        than the true reward does."""
         return self._pairs(self._training, self.config.preference_rows, "preferences",
-                           self.config.label_noise, self.config.length_bias)
+                           self.label_reward, self.config.label_noise, self.config.length_bias)
 
     @cached_property
     def heldout_preferences(self) -> list[dict[str, str]]:
-        """Pairs on held-out prompts, labelled without noise or bias."""
-        return self._pairs(self._heldout, self.config.heldout_rows, "heldout preferences", 0.0, 0.0)
+        """Pairs on held-out prompts, labelled by the true reward without noise or bias."""
+        return self._pairs(self._heldout, self.config.heldout_rows, "heldout preferences",
+                           self.true_reward, 0.0, 0.0)
 
-    def _pairs(self, prompts: list[Prompt], count: int, purpose: str, noise: float,
+    def _pairs(self, prompts: list[Prompt], count: int, purpose: str,
+               reward: Callable[[str, str], float], noise: float,
                bias: float) -> list[dict[str, str]]:
         rng, labels = self._rng(purpose), self._rng(purpose + " labels")
         rows = []
         for prompt in _equally_often(prompts, count, rng):
             first, second = self.two_answers(prompt, rng)
-            margin = self.true_reward(prompt.text, first) - self.true_reward(prompt.text, second)
+            margin = reward(prompt.text, first) - reward(prompt.text, second)
             margin += bias * (len(WORD.findall(first)) - len(WORD.findall(second))) / 10
             first_wins = labels.random() < _sigmoid(margin / self.config.temperature)
             if labels.random() < noise:

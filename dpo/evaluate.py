@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from data.examples import measured_examples, with_exact_ties
+from data.preferences import check_unpaired
 from minigpt.batching import Batches
-from minigpt.logprobs import logps_of_examples
+from minigpt.logprobs import logps_of_examples, sequence_logps
 from minigpt.metrics import preference_accuracy
 from minigpt.model import MiniGPT
 
@@ -35,3 +37,18 @@ def evaluate_preference_accuracy(policy: MiniGPT, reference: MiniGPT,
     """
     chosen, rejected = implicit_rewards(policy, reference, rows)
     return float(preference_accuracy(chosen - rejected))
+
+
+def evaluate_label_accuracy(policy: MiniGPT, reference: MiniGPT, rows: Sequence[Mapping]) -> float:
+    """How often a good completion has a higher implicit reward than a bad one (ties: one half).
+
+    Over all good and bad rows, whatever their prompts: the area under the ROC curve, 0.5 for
+    policy == reference.  nan if one kind is missing.
+    """
+    records = check_unpaired(rows)
+    prompts, completions = zip(*((r["prompt"], r["completion"]) for r in records), strict=True)
+    rewards = (sequence_logps(policy, prompts, completions)
+               - sequence_logps(reference, prompts, completions)).cpu()
+    good = torch.tensor([record["label"] for record in records])
+    margins = rewards[good][:, None] - rewards[~good]
+    return float(preference_accuracy(margins)) if margins.numel() else float("nan")

@@ -1,6 +1,7 @@
-"""Direct preference optimisation, from data to report:  python -m dpo.main
+"""Direct preference optimisation and its family, from data to report:  python -m dpo.main
 
-Starts from an SFT model, which is also the frozen reference.  `--sweep` also trains at four other
+Starts from an SFT model, which is also the frozen reference.  `--loss` chooses the loss; `--rounds`
+trains on the policy's own answers, judged anew in each round; `--sweep` also trains at four other
 values of beta.
 """
 
@@ -13,20 +14,31 @@ from pathlib import Path
 from data.lesson_rows import PREFERENCE_DATA
 from data.task import RowsConfig, Task, load_task
 from data.world import WorldConfig
-from dpo.evaluate import evaluate_preference_accuracy, implicit_rewards
-from dpo.train import ADVICE, DPOConfig, dpo_train
+from dpo.evaluate import evaluate_label_accuracy, evaluate_preference_accuracy, implicit_rewards
+from dpo.rounds import OnlineConfig, check_online, dpo_rounds
+from dpo.train import ADVICE, DPOConfig, dpo_train, needs_reference
 from minigpt import distributed
 from minigpt.checkpoint import save_checkpoint
-from minigpt.command import CommandConfig, begin, peak_memory_mb, report, run_command
+from minigpt.command import (
+    CommandConfig,
+    begin,
+    peak_memory_mb,
+    report,
+    run_command,
+    tokens_trained,
+)
 from minigpt.disk import write_json
 from minigpt.evaluation import evaluate_policy, show_before_and_after, signs_of_collapse
+from minigpt.judged import Judge, sampling_figures
 from minigpt.log import warn
+from minigpt.lora import LoraConfig, merged, policy_and_reference
 from minigpt.metrics import accuracy_figures, preference_accuracy
 from minigpt.model import MiniGPT
 from minigpt.options import Settings, option
 from minigpt.plots import save_curves
 from minigpt.weights import copy_model_weights
-from sft.start import doubts_about, start_figures, starting_point
+from reward.start import judge_of
+from sft.start import check_lora, doubts_about, start_again, start_figures, starting_point
 
 __all__ = ["PREFERENCE_DATA", "MiniGPT", "copy_model_weights", "dpo_train",
            "evaluate_preference_accuracy", "main"]
@@ -41,14 +53,19 @@ class SweepConfig(Settings):
 
 def main(argv: Sequence[str] | None = None) -> None:
     started = time.perf_counter()
-    command, rows, config, world_config, sweep = begin(
-        __doc__, argv, CommandConfig, RowsConfig, DPOConfig, WorldConfig, SweepConfig,
-        out="runs/dpo")
-    task = load_task(rows, world_config, config.seed, command.init)
-    reference = starting_point(task, command, config)
+    command, rows, config, online, lora, world_config, sweep = begin(
+        __doc__, argv, CommandConfig, RowsConfig, DPOConfig, OnlineConfig, LoraConfig, WorldConfig,
+        SweepConfig, out="runs/dpo")
+    check_lora(lora, command)
+    check_online(online, lora, rows.data is not None)
+    task = load_task(rows, world_config, config.seed, command.init,
+                     "unpaired" if config.loss == "kto" else "preferences")
+    start = starting_point(task, command, config)
 
-    policy, losses, margins = dpo_train(copy.deepcopy(reference), reference, task.preferences,
-                                        **vars(config))
+    judge = None if online.judge is None else judge_of(online.judge, task, command)
+    policy, losses, margins, models = train(start, task, config, lora, online, judge,
+                                            command.max_new_tokens)
+    reference = start if models == 2 else start_again(command, config)
     out = Path(config.out)
     save_checkpoint(policy, out / "model.pt")
     swept = beta_sweep(reference, task, command, config) if sweep.sweep else []
@@ -61,24 +78,64 @@ def main(argv: Sequence[str] | None = None) -> None:
         before = evaluate_policy(reference, reference, task.heldout_prompts, command.samples,
                                  command.max_new_tokens, config.seed, task.measure)
         summary["true_reward_before"] = before["true_reward"]
+    summary |= {**sampling_figures(online, config.out),
+                "tokens_trained": tokens_trained(config.out)}
     summary |= {"seconds": time.perf_counter() - started, "peak_memory_mb": peak_memory_mb(),
-                "models_in_memory": 2}
-    start = start_figures(reference, task)
-    report("DPO: held-out pairs and prompts", start | summary, config.out, doubts_about(start))
+                "models_in_memory": models}
+    heading = start_figures(reference, task)
+    report(f"{config.loss}: held-out pairs and prompts", heading | summary, config.out,
+           doubts_about(heading))
+    if models == 1:
+        print("\nIn memory: the policy alone, since " + (
+            f"its reference is itself without the adapters of rank {lora.lora_rank}"
+            if needs_reference(config.loss) else f"{config.loss} needs no reference"))
     if swept:
         show_sweep(swept, out)
     warn(signs_of_collapse(summary, ADVICE))
     show_before_and_after(reference, policy, task.heldout_prompts[:4], command.max_new_tokens)
     save_curves(out / "curves.png", {"loss": losses, "margin": margins},
-                {"DPO loss": ["loss"], "margin": ["margin"]})
+                {f"{config.loss} loss": ["loss"], "margin": ["margin"]})
+
+
+def train(start: MiniGPT, task: Task, config: DPOConfig, lora: LoraConfig, online: OnlineConfig,
+          judge: Judge | None,
+          max_new_tokens: int) -> tuple[MiniGPT, list[float], list[float], int]:
+    """What `dpo_train` returns, with adapters merged, and how many models were in memory.
+
+    If the reference was not one of them, `start` itself was trained.
+    """
+    policy, reference = policy_and_reference(start, lora, config.seed,
+                                             needs_reference(config.loss))
+    models = [policy, reference]
+    if judge is None:
+        _, losses, margins = dpo_train(policy, reference, task.preferences or task.unpaired,
+                                       **vars(config))
+    else:
+        _, losses, margins = dpo_rounds(policy, reference, task.prompts, judge, online, config,
+                                        max_new_tokens)
+    return merged(policy), losses, margins, sum(model is not None for model in models)
 
 
 def measure(policy: MiniGPT, reference: MiniGPT, task: Task, command: CommandConfig,
             config: DPOConfig) -> dict[str, float]:
     """The report's figures: what the policy prefers, and what it says."""
+    summary = pair_figures(policy, reference, task, config.beta) if task.preferences else \
+        label_figures(policy, reference, task)
+    summary |= evaluate_policy(policy, reference, task.heldout_prompts, command.samples,
+                               command.max_new_tokens, config.seed, task.measure)
+    if task.world:
+        bayes = task.world.bayes_accuracy(task.heldout_preferences)
+        summary["bayes_accuracy"] = bayes
+        summary["accuracy_relative_to_bayes"] = summary["preference_accuracy_heldout"] / bayes
+    return summary
+
+
+def pair_figures(policy: MiniGPT, reference: MiniGPT, task: Task,
+                 beta: float) -> dict[str, float]:
+    """How well the implicit rewards rank held-out pairs."""
     heldout = task.heldout_preferences
-    chosen, rejected = implicit_rewards(policy, reference, heldout, config.beta)
-    summary = {
+    chosen, rejected = implicit_rewards(policy, reference, heldout, beta)
+    return {
         "preference_accuracy_train":
             evaluate_preference_accuracy(policy, reference, task.seen_preferences),
         **accuracy_figures("preference_accuracy_heldout",
@@ -86,14 +143,14 @@ def measure(policy: MiniGPT, reference: MiniGPT, task: Task, command: CommandCon
         "rewards_chosen_heldout": float(chosen.mean()),
         "rewards_rejected_heldout": float(rejected.mean()),
         "rewards_margin_heldout": float((chosen - rejected).mean()),
-        **evaluate_policy(policy, reference, task.heldout_prompts, command.samples,
-                          command.max_new_tokens, config.seed, task.measure),
     }
-    if task.world:
-        bayes = task.world.bayes_accuracy(heldout)
-        summary["bayes_accuracy"] = bayes
-        summary["accuracy_relative_to_bayes"] = summary["preference_accuracy_heldout"] / bayes
-    return summary
+
+
+def label_figures(policy: MiniGPT, reference: MiniGPT, task: Task) -> dict[str, float]:
+    """How well the implicit rewards tell good rows from bad."""
+    seen = task.unpaired[:len(task.heldout_unpaired)]
+    return {f"label_accuracy_{part}": evaluate_label_accuracy(policy, reference, rows)
+            for part, rows in (("train", seen), ("heldout", task.heldout_unpaired))}
 
 
 def beta_sweep(reference: MiniGPT, task: Task, command: CommandConfig,
@@ -102,8 +159,8 @@ def beta_sweep(reference: MiniGPT, task: Task, command: CommandConfig,
     rows = []
     for beta in SWEEP:
         at_beta = replace(config, beta=beta, out=f"{config.out}/beta-{beta}")
-        policy, _, _ = dpo_train(copy.deepcopy(reference), reference, task.preferences,
-                                 **vars(at_beta))
+        policy, _, _ = dpo_train(copy.deepcopy(reference), reference,
+                                 task.preferences or task.unpaired, **vars(at_beta))
         rows.append({"beta": beta, **measure(policy, reference, task, command, at_beta)})
     return rows
 

@@ -1,16 +1,22 @@
-"""The DPO loop."""
+"""The loop of DPO and of every other loss on pairs."""
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from data.examples import preference_examples
-from dpo.loss import dpo_loss
-from minigpt.batching import Batches
+from dpo.loss import LOSSES, Result
+from minigpt.batching import Batch, Batches
 from minigpt.distributed import world_size
 from minigpt.logprobs import logps_of_examples, response_logps
+from minigpt.lora import as_reference
 from minigpt.model import MiniGPT
 from minigpt.options import option
-from minigpt.settings import EpochConfig
+from minigpt.recipes import with_recipe
+from minigpt.settings import EpochConfig, name_of
 from minigpt.training import TrainingLoop
 from minigpt.weights import check_reference, unwrapped
 
@@ -18,49 +24,120 @@ from minigpt.weights import check_reference, unwrapped
 # of real text, where raising beta alone made it worse: lessons/notes/what-did-not-work.md.
 ADVICE = dict.fromkeys(("kl_nats_per_response", "repetition", "finished_share"),
                        "lower --lr to a third, and keep --beta at 0.5 or more")
+# What a loss may ask for.
+TENSORS = ("policy_chosen_logps", "policy_rejected_logps", "ref_chosen_logps", "ref_rejected_logps",
+           "chosen_lengths", "rejected_lengths")
+HYPERPARAMETERS = ("beta", "label_smoothing", "lam", "gamma", "nll_weight")
 
 
 @dataclass
 class DPOConfig(EpochConfig):
-    """The settings of DPO, and their defaults."""
+    """The settings of DPO, and their defaults; those of other losses: minigpt/recipes.py."""
 
+    loss: str = option("dpo", "which loss (kto: on rows labelled good or bad, or on pairs taken "
+                              "apart)", choices=(*LOSSES, "kto"))
     num_epochs: int = option(1, "passes over the pairs", at_least=1)
     lr: float = option(1e-4, "peak learning rate", above=0)
     batch_size: int = option(32, "pairs in one optimizer step", at_least=1)
     beta: float = option(2.0, "strength of the pull to the reference; a lower beta lets the policy "
                               "go further", above=0)
+    label_smoothing: float = option(0.1, "cdpo, robust_dpo: the share of the labels that is taken "
+                                         "to be wrong", at_least=0, below=0.5)
+    lam: float = option(1.0, "dpop: the price of a chosen response that becomes less likely; orpo: "
+                             "weight of the odds ratio", at_least=0)
+    gamma: float = option(0.5, "simpo: the margin that is asked for", at_least=0)
+    nll_weight: float = option(1.0, "dpo_nll: weight of imitating the chosen response", at_least=0)
+    desirable_weight: float | None = option(None, "kto: weight of good rows (by default such that "
+                                                  "both kinds count the same)", above=0)
+    undesirable_weight: float | None = option(None, "kto: weight of bad rows", above=0)
 
 
-def dpo_train(policy: MiniGPT, reference: MiniGPT, rows: Sequence[Mapping],
-              num_epochs: int = DPOConfig.num_epochs, lr: float = DPOConfig.lr,
-              beta: float = DPOConfig.beta, **options) -> tuple[MiniGPT, list[float], list[float]]:
+def dpo_train(policy: MiniGPT, reference: MiniGPT | None, rows: Sequence[Mapping],
+              num_epochs: int = DPOConfig.num_epochs, lr: float | None = None,
+              beta: float | None = None, *, loss: str | Callable[..., Result] = "dpo",
+              **options) -> tuple[MiniGPT, list[float], list[float]]:
     """Train `policy` in place on preference rows; options: the fields of DPOConfig.
 
-    The reference is only read, and only once, since its log-probabilities do not change.
+    Args:
+        reference: only read, and only once, since its log-probabilities do not change.  None for a
+            loss that needs none, or for a policy with adapters (minigpt/lora.py), whose reference
+            is the policy without them.
+        loss: a name in dpo.loss.LOSSES, "kto" (see dpo/kto.py), or a function that returns
+            (loss, metrics).  It is passed what its parameters' names ask for: policy_chosen_logps,
+            ref_chosen_logps, chosen_lengths, beta, ... (TENSORS and HYPERPARAMETERS).
+        lr, beta: by default those of the loss's recipe.
+
     A policy that was compiled or wrapped (DataParallel) is trained as the model inside.
     Returns the policy (in eval mode), and the loss and the mean margin of every step.
     Raises DataError on a row that cannot be used; ValueError if policy and reference share a weight
-    that is trained or differ in shape; FloatingPointError if a loss or a weight is not finite.
+    that is trained or differ in shape, if there is no reference where one is needed, or if a loss
+    asks for what nothing offers; FloatingPointError if a loss or a weight is not finite.
     """
-    check_reference(policy, reference)
-    policy, reference = unwrapped(policy), unwrapped(reference)
-    config = DPOConfig(num_epochs=num_epochs, lr=lr, beta=beta, **options)
+    if loss == "kto":
+        from dpo.kto import kto_train
+
+        return kto_train(policy, reference, rows, num_epochs, lr, beta, **options)
+    if reference is not None:
+        check_reference(policy, reference)
+        reference = unwrapped(reference)
+    policy = unwrapped(policy)
+    named = {"loss": loss} if isinstance(loss, str) else {}
+    config = with_recipe(DPOConfig, name_of(loss), num_epochs=num_epochs, lr=lr, beta=beta,
+                         **named, **options)
+    loss_on_pairs = LOSSES[loss] if isinstance(loss, str) else loss
+    asked = parameters_of(loss_on_pairs)
     examples = preference_examples(rows, policy.max_seq_len)
     batches = Batches(examples, config.batch_size * world_size(), config.seed)
+    frozen = [] if reference is None else [reference]
     loop = TrainingLoop({"policy": policy.train()}, config, batches, num_epochs * len(batches),
-                        frozen=[reference])
+                        frozen=frozen, identity={"loss": name_of(loss)})
     optimizer, log = loop.optimizer, loop.log
-    with optimizer.precision():                                  # the policy's: they start equal
-        ref_logps = logps_of_examples(reference, batches)                                # (N, 2)
+    ref_logps = torch.zeros(len(examples), 2, device=policy.device)  # if no loss asks for them
+    if needs_reference(loss):
+        with as_reference(policy, reference) as ref, optimizer.precision():  # the policy's, since
+            ref_logps = logps_of_examples(ref, batches)                      # they start equal
     for microbatches in loop.steps(config.accumulate):           # one optimizer step each
         for batch in microbatches:
             with optimizer.precision():
-                chosen_logps, rejected_logps = response_logps(policy, batch).unbind(1)   # (B,) each
-                ref_chosen_logps, ref_rejected_logps = ref_logps[batch.indices].unbind(1)
-                loss, metrics = dpo_loss(chosen_logps, rejected_logps, ref_chosen_logps,
-                                         ref_rejected_logps, beta)
-            optimizer.backward(batch.weight * loss)
-            log.add({"loss": loss, **metrics}, batch.weight)
+                policy_logps = response_logps(policy, batch)     # (B, 2)
+                offered = offers(batch, policy_logps, ref_logps[batch.indices], config)
+                value, metrics = loss_on_pairs(**{name: offered[name] for name in asked})
+            optimizer.backward(batch.weight * value)
+            log.add({"loss": value, **metrics}, batch.weight)
         grad_norm = optimizer.step()                             # clip, step, clear
         log.write({"grad_norm": grad_norm})
-    return loop.gathered("policy").eval(), log.history["loss"], log.history["rewards/margins"]
+    return loop.gathered("policy").eval(), log.history["loss"], \
+        log.history.get("rewards/margins", [])
+
+
+def offers(batch: Batch, policy_logps: Tensor, ref_logps: Tensor,
+           config: DPOConfig) -> dict[str, Tensor | float]:
+    """What a loss can ask for by name: log-probabilities and lengths (B,), and the settings."""
+    lengths = batch.response_lengths.to(policy_logps.dtype)      # (B, 2)
+    tensors = (*policy_logps.unbind(1), *ref_logps.unbind(1), *lengths.unbind(1))
+    return {**dict(zip(TENSORS, tensors, strict=True)),
+            **{name: getattr(config, name) for name in HYPERPARAMETERS}}
+
+
+def parameters_of(loss: Callable[..., Result]) -> list[str]:
+    """The names that a loss asks for.
+
+    A parameter of another name keeps its default; one without raises ValueError.
+    """
+    asked = []
+    for name, parameter in inspect.signature(loss).parameters.items():
+        if name in TENSORS + HYPERPARAMETERS:
+            asked.append(name)
+        elif parameter.default is parameter.empty and parameter.kind not in (
+                parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise ValueError(f"the loss {name_of(loss)} asks for {name!r}, which nothing offers: "
+                             f"there are {', '.join(TENSORS + HYPERPARAMETERS)}")
+    return asked
+
+
+def needs_reference(loss: str | Callable[..., Result]) -> bool:
+    """Whether a loss compares the policy with a reference."""
+    if loss == "kto":
+        return True
+    parameters = parameters_of(LOSSES[loss] if isinstance(loss, str) else loss)
+    return any(name.startswith("ref_") for name in parameters)

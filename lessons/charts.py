@@ -1,7 +1,8 @@
 """The figures of `lessons.compare`.  Each function returns its path, or None without matplotlib."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from minigpt.plots import COLOURS, pyplot, running_mean
@@ -15,16 +16,17 @@ def save_frontier(path: Path, results: Mapping[str, Any]) -> Path | None:
     if plt is None or "limit" not in results:
         return None
     figure, axis = plt.subplots(figsize=(7, 4.4), layout="constrained")
-    limit, history = results["limit"], results["ppo_history"]
+    limit, history = results["limit"], results.get("ppo_history", {"objective/kl_exact": []})
     furthest = max([limit["kl"][-1], *history["objective/kl_exact"],
                     *(figures["kl_nats_per_response"] for figures in results["methods"].values())])
     kls = [*limit["kl"], furthest]  # beyond its last point the limit is flat
     best = [*limit["true_reward"], limit["true_reward"][-1]]
     axis.plot(kls, best, color="black", label="estimated limit for any policy")
     axis.fill_between(kls, best, axis.get_ylim()[1], color="grey", alpha=0.12)
-    axis.plot(running_mean(history["objective/kl_exact"], SMOOTH),
-              running_mean(history["true_reward"], SMOOTH), color=COLOURS[1], alpha=0.5,
-              linewidth=1.2, label="PPO during training (training prompts)")
+    if "true_reward" in history:
+        axis.plot(running_mean(history["objective/kl_exact"], SMOOTH),
+                  running_mean(history["true_reward"], SMOOTH), color=COLOURS[1], alpha=0.5,
+                  linewidth=1.2, label="PPO during training (training prompts)")
     for row in results.get("sweep", []):
         point = row["kl_nats_per_response"], row["true_reward"]
         axis.plot(*point, "s", color=COLOURS[0], alpha=0.5)
@@ -37,6 +39,35 @@ def save_frontier(path: Path, results: Mapping[str, Any]) -> Path | None:
         axis.annotate(name, point, xytext=(8, 6), textcoords="offset points", fontweight="bold")
     axis.set(xlabel="KL to the SFT model (nats per response)", ylabel="true reward",
              title="How close each method comes to the best possible")
+    axis.legend(loc="lower right", frameon=False)
+    figure.savefig(path)
+    plt.close(figure)
+    return path
+
+
+def save_frontier_of_seeds(path: Path, results: Sequence[Mapping[str, Any]]) -> Path | None:
+    """Each method at its mean over the seeds, with whiskers to the least and the most; the limits.
+    """
+    plt = pyplot()
+    if plt is None or "limit" not in results[0]:
+        return None
+    figure, axis = plt.subplots(figsize=(9, 6), layout="constrained")
+    for number, one in enumerate(results):
+        axis.plot(one["limit"]["kl"], one["limit"]["true_reward"], color="black", alpha=0.35,
+                  label="" if number else "estimated limit for any policy, for each seed")
+    names = list(results[0]["methods"])
+    for number, name in enumerate(names):
+        x, y = ([one["methods"][name][key] for one in results]
+                for key in ("kl_nats_per_response", "true_reward"))
+        middle = mean(x), mean(y)
+        spread = [[[middle[i] - min(of)], [max(of) - middle[i]]] for i, of in enumerate((x, y))]
+        axis.errorbar(*middle, xerr=spread[0], yerr=spread[1], capsize=3, linewidth=1,
+                      marker="osD^vP"[number // len(COLOURS) % 6],
+                      color=COLOURS[number % len(COLOURS)])
+        axis.annotate(name, middle, xytext=(6, 5), textcoords="offset points", fontsize=8)
+    axis.set(xlabel="KL to the SFT model (nats per response)", ylabel="true reward",
+             title=f"How close each method comes to the best possible ({len(results)} seeds: "
+                   "mean, least, most)")
     axis.legend(loc="lower right", frameon=False)
     figure.savefig(path)
     plt.close(figure)

@@ -1,18 +1,15 @@
-"""The main job: one small model aligned four ways, side by side:  python -m lessons.compare
+"""The main job: one small model aligned several ways, side by side:  python -m lessons.compare
 
-Runs the commands of the four stages (SFT, reward model, PPO, DPO), each in its own process so that
-its memory can be measured, then samples from every method and measures all of them on the same
+Runs the command of each method (lessons/methods.py) from the same SFT model, in its own process so
+that its memory can be measured, then samples from all of them and measures them on the same
 held-out prompts.  Everything goes into --out: report.md, report.html, results.json, figures, and
-one folder per stage.
+one folder per method; with --seeds 3 all of this once per seed, and a report over the seeds.
 """
 
 import json
-import multiprocessing
-import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from importlib import import_module
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -24,7 +21,8 @@ from data.task import RowsConfig, Task, load_task
 from data.world import WorldConfig
 from dpo.evaluate import evaluate_preference_accuracy
 from lessons.limit import Frontier, best_of_n_kl
-from lessons.report import write_report
+from lessons.methods import METHODS, Method, as_flags, chosen_methods, run_stages
+from lessons.report import write_report, write_report_of_seeds
 from minigpt import distributed
 from minigpt.checkpoint import load_checkpoint
 from minigpt.command import begin, run_command
@@ -32,14 +30,12 @@ from minigpt.disk import write_json
 from minigpt.errors import UserError
 from minigpt.evaluation import kl_to_reference, sample_responses, text_measures
 from minigpt.model import MiniGPT
-from minigpt.options import Settings, flag_of, option
+from minigpt.options import Settings, option
 from minigpt.run_folder import read_history
 from minigpt.sampling import Response, generate
 from minigpt.seeding import seed_of
 from reward.evaluate import evaluate_reward_accuracy, score
 from reward.model import RewardModel
-
-STAGES = ("sft", "reward", "ppo", "dpo")
 
 
 @dataclass
@@ -47,6 +43,11 @@ class CompareConfig(Settings):
     out: str = option("runs/compare", "folder for the report and the stages")
     seed: int = option(0, "random seed of the world and of every stage", at_least=0)
     device: str = option("cpu", "cpu, cuda or mps")
+    methods: list[str] | None = option(None, f"what to compare: all, or some of "
+                                             f"{', '.join(METHODS)} (by default best-of-n, ppo and "
+                                             "dpo)")
+    seeds: int = option(1, "how many seeds, from --seed on; the report is then over all of them",
+                        at_least=1)
     quick: bool = option(False, "about a minute, in a world of eight facts")
     sweep: bool = option(False, "also train DPO at four other values of beta, and plot them")
     resume: bool = option(False, "continue the run in --out")
@@ -77,72 +78,6 @@ class Answers:
     @property
     def texts(self) -> list[str]:
         return [response.text for response in self.responses]
-
-
-def fresh_processes() -> Any:
-    """For processes that start with nothing but the imports; on Linux these are made only once."""
-    if sys.platform != "linux":  # elsewhere forking after these imports is unsafe or impossible
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(  # skips what is not installed
-        [*(f"{stage}.main" for stage in STAGES), "matplotlib.pyplot"])
-    return context
-
-
-def run_main(stage: str, argv: Sequence[str]) -> None:
-    """Do what `python -m <stage>.main` does."""
-    run_command(lambda: import_module(f"{stage}.main").main(argv))
-
-
-def run_stage(stage: str, config: CompareConfig, data_flags: Sequence[str],
-              *flags: str) -> dict[str, float]:
-    """Run `python -m <stage>.main` in its own process and folder.  Returns its summary.
-
-    Raises SystemExit if it fails.
-    """
-    out = f"{config.out}/{stage}"
-    argv = ["--out", out, "--seed", str(config.seed), "--device", config.device,
-            "--samples", str(config.samples), "--max-new-tokens", str(config.max_new_tokens),
-            *data_flags, *flags]
-    for name in ("quick", "resume", "overwrite"):
-        argv += [f"--{name}"] * getattr(config, name)
-    print(f"\n=== python -m {stage}.main {' '.join(argv)}", flush=True)
-    process = fresh_processes().Process(target=run_main, args=(stage, argv), daemon=True)
-    process.start()
-    try:
-        process.join()
-    except KeyboardInterrupt:  # the stage got it too: let it save
-        process.join()
-        raise
-    if process.exitcode:
-        raise SystemExit(f"{stage}.main failed with exit code {process.exitcode}. What it finished "
-                         "is kept: fix the cause and continue with --resume")
-    return json.loads((Path(out) / "summary.json").read_text(encoding="utf-8"))
-
-
-def as_flags(settings: dict[str, Any]) -> list[str]:
-    """Settings -> command-line options; a setting of None is left out."""
-    flags: list[str] = []
-    for name, value in settings.items():
-        if isinstance(value, bool):
-            flags += [flag_of(name)] * value
-        elif value is not None:
-            flags += [flag_of(name), *map(str, value if isinstance(value, list) else [value])]
-    return flags
-
-
-def run_stages(config: CompareConfig, rows_config: RowsConfig,
-               world_config: WorldConfig) -> dict[str, dict[str, float]]:
-    """Run SFT, then reward model and PPO, and DPO.  Returns stage -> its summary."""
-    data = as_flags({**vars(rows_config), **vars(world_config)})
-    sft_model = f"{config.out}/sft/model.pt"
-    reward_model = f"{config.out}/reward/model.pt"
-    return {
-        "sft": run_stage("sft", config, data),
-        "reward": run_stage("reward", config, data, "--init", sft_model),
-        "ppo": run_stage("ppo", config, data, "--init", sft_model, "--reward", reward_model),
-        "dpo": run_stage("dpo", config, data, "--init", sft_model, *["--sweep"] * config.sweep),
-    }
 
 
 def best_of_n(pool: Answers, reward: RewardModel, config: CompareConfig) -> Answers:
@@ -196,16 +131,17 @@ def true_rewards(task: Task, answers: Answers) -> list[float]:
             for prompt, text in zip(answers.prompts, answers.texts, strict=True)]
 
 
-def measure(task: Task, models: dict[str, Any],
-            config: CompareConfig) -> tuple[list[Answers], Frontier | None]:
+def measure(task: Task, methods: Mapping[str, Method], models: Mapping[str, Any],
+            config: CompareConfig) -> tuple[dict[str, Answers], Frontier | None]:
     """Sample from every method and measure the answers.  The frontier is None without a world."""
     reference, reward = models["sft"], models["reward"]
     pool = sample_pool(reference, task, config)
-    rows = [sampled("SFT", reference, task, config),
-            best_of_n(pool, reward, config),
-            sampled("PPO", models["ppo"], task, config),
-            sampled("DPO", models["dpo"], task, config)]
-    for row, policy in zip(rows, (reference, None, models["ppo"], models["dpo"]), strict=True):
+    rows = {"sft": sampled("SFT", reference, task, config)}
+    for name, method in methods.items():
+        rows[name] = sampled(method.title, models[name], task, config) if method.stage else \
+            best_of_n(pool, reward, config)
+    for name, row in rows.items():
+        policy = models.get(name)
         if policy is None:  # best-of-n has no policy of its own: the reward model decides
             row.figures["preference_accuracy"] = \
                 evaluate_reward_accuracy(reward, task.heldout_preferences)
@@ -219,63 +155,86 @@ def measure(task: Task, models: dict[str, Any],
     if task.world is None:
         return rows, None
     frontier = Frontier(torch.tensor(true_rewards(task, pool)).view(-1, config.pool))
-    for row in rows:
+    for row in rows.values():
         row.rewards = true_rewards(task, row)
         reached, kl = mean(row.rewards), row.figures["kl_nats_per_response"]
         row.figures |= {"true_reward": reached,
                         "right_share": task.measure(row.prompts, row.texts)["right_share"],
-                        "win_rate_against_sft": win_rate(row, rows[0]),
+                        "win_rate_against_sft": win_rate(row, rows["sft"]),
                         "limit_at_this_kl": frontier.reward_at(kl)}
         if kl > 0:  # the SFT model itself gains nothing
             row.figures["share_of_possible_gain"] = frontier.share_of_gain(reached, kl)
     return rows, frontier
 
 
-def add_costs(rows: Sequence[Answers], stages: dict[str, dict[str, float]]) -> None:
-    """Add what each method's own training cost, without SFT: models, peak MB and seconds."""
-    paid = {"SFT": ("sft",), "best of n": ("reward",), "PPO": ("reward", "ppo"), "DPO": ("dpo",)}
-    for row in rows:
-        parts = [stages[stage] for stage in paid.get(row.name, paid["best of n"])]
-        models = parts[-1]["models_in_memory"] + (row.name not in paid)  # best-of-n needs SFT too
+def add_costs(rows: Mapping[str, Answers], stages: Mapping[str, Mapping[str, float]]) -> None:
+    """Add what each method's own training cost, without SFT: models, peak MB, seconds, tokens."""
+    for name, row in rows.items():
+        method = METHODS.get(name)
+        parts = [stages["reward"]] * bool(method and method.reward)
+        parts += [stages[name]] * (name in stages)
+        models = parts[-1]["models_in_memory"] + (name not in stages)  # best-of-n needs SFT, too
         row.figures |= {"models_in_memory": models,
                         "peak_memory_mb": max(part["peak_memory_mb"] for part in parts),
-                        "training_seconds": sum(part["seconds"] for part in parts)}
+                        "training_seconds": sum(part["seconds"] for part in parts),
+                        "tokens_sampled": sum(part.get("tokens_sampled", 0) for part in parts),
+                        "tokens_trained": sum(part["tokens_trained"] for part in parts)}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def compare(config: CompareConfig, rows_config: RowsConfig,
+            world_config: WorldConfig) -> dict[str, Any]:
+    """Train, sample, measure and report for one seed; returns what results.json holds."""
     started = time.perf_counter()
-    if distributed.is_on():
-        raise UserError("lessons.compare runs in one process; run its stages one by one under "
-                        "torchrun")
-    config, rows_config, world_config = begin(__doc__, argv, CompareConfig, RowsConfig, WorldConfig,
-                                              out="runs/compare")
     task = load_task(rows_config, world_config, config.seed)
-    stages = run_stages(config, rows_config, world_config)
+    methods = chosen_methods(config.methods)
+    shared = {name: getattr(config, name) for name in (
+        "seed", "device", "samples", "max_new_tokens", "quick", "resume", "overwrite")}
+    flags = as_flags({**shared, **vars(rows_config), **vars(world_config)})
+    if config.sweep and "dpo" in methods:
+        methods["dpo"] = methods["dpo"]._replace(flags=("--sweep",))
+    stages = run_stages(config.out, methods, flags)
     models = {name: load_checkpoint(f"{config.out}/{name}/model.pt").to(config.device)
               for name in stages}
     print("\n=== all of them on the same held-out prompts", flush=True)
-    rows, frontier = measure(task, models, config)
+    rows, frontier = measure(task, methods, models, config)
     add_costs(rows, stages)
 
     results = {
         "seed": config.seed, "seconds": time.perf_counter() - started,
         "heldout_prompts": len(task.heldout_prompts),
         "heldout_pairs": len(task.heldout_preferences),
-        "stages": stages, "methods": {row.name: row.figures for row in rows},
-        "ppo_history": read_history(f"{config.out}/ppo"),
+        "stages": stages, "methods": {row.name: row.figures for row in rows.values()},
     }
+    if "ppo" in methods:
+        results["ppo_history"] = read_history(f"{config.out}/ppo")
     if frontier is not None and task.world is not None:
         results["bayes_accuracy"] = task.world.bayes_accuracy(task.heldout_preferences)
         results["limit"] = {"kl": frontier.kls.tolist(), "true_reward": frontier.rewards.tolist(),
                             "bound_nats": frontier.bound, "samples_per_prompt": config.pool}
     out = Path(config.out)
-    if config.sweep:
-        results["sweep"] = json.loads(
-            (out / "dpo" / "sweep.json").read_text(encoding="utf-8"))
+    if config.sweep and "dpo" in methods:
+        results["sweep"] = json.loads((out / "dpo" / "sweep.json").read_text(encoding="utf-8"))
     write_json(out / "results.json", results)
-    samples = [(prompt, {row.name: row.texts[row.prompts.index(prompt)] for row in rows})
+    samples = [(prompt, {row.name: row.texts[row.prompts.index(prompt)] for row in rows.values()})
                for prompt in task.heldout_prompts[:6]]
     write_report(config.out, results, samples)
+    return results
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    if distributed.is_on():
+        raise UserError("lessons.compare runs in one process; run its stages one by one under "
+                        "torchrun")
+    config, rows_config, world_config = begin(__doc__, argv, CompareConfig, RowsConfig, WorldConfig,
+                                              out="runs/compare")
+    methods = chosen_methods(config.methods)
+    if config.seeds == 1:
+        compare(config, rows_config, world_config)
+        return
+    results = [compare(replace(config, seed=seed, out=f"{config.out}/seed-{seed}"), rows_config,
+                       world_config)
+               for seed in range(config.seed, config.seed + config.seeds)]
+    write_report_of_seeds(config.out, results, {m.title: m.when for m in methods.values()})
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@ import base64
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
-from lessons.charts import save_frontier, save_ppo_over_time
+from lessons.charts import save_frontier, save_frontier_of_seeds, save_ppo_over_time
+from minigpt.disk import write_json
 
 # column title, key in results["methods"][name], format
 COLUMNS = (
@@ -24,7 +26,12 @@ COLUMNS = (
     ("models", "models_in_memory", ".0f"),
     ("peak memory (MB)", "peak_memory_mb", ".0f"),
     ("seconds", "training_seconds", ".0f"),
+    ("tokens sampled", "tokens_sampled", ",.0f"),
+    ("tokens trained", "tokens_trained", ",.0f"),
 )
+LOWER_IS_WORSE = ("preference_accuracy", "true_reward", "share_of_possible_gain", "right_share",
+                  "win_rate_against_sft", "finished_share", "distinct_2", "limit_at_this_kl")
+STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}  # 95 %, by seeds
 
 
 def method_table(methods: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
@@ -90,7 +97,7 @@ def write_report(out: str, results: Mapping[str, Any],
     figures = [path for path in (save_frontier(folder / "frontier.png", results),
                                  save_ppo_over_time(folder / "ppo_over_time.png", results))
                if path]
-    sections = [("Four ways from one model", table)]
+    sections = [("Ways from one model", table)]
     if "sweep" in results:
         sections.append(("DPO at four values of beta", sweep_table(results["sweep"])))
     answers = [["prompt", *samples[0][1]],
@@ -103,6 +110,57 @@ def write_report(out: str, results: Mapping[str, Any],
     print("\n" + "\n".join(lines))
     print(f"\nreport: {folder / 'report.md'} and {folder / 'report.html'}"
           + ("" if figures else " (for figures: pip install -e '.[plots]' -c constraints.txt)"))
+
+
+def write_report_of_seeds(out: str, results: Sequence[Mapping[str, Any]],
+                          when: Mapping[str, str]) -> None:
+    """Write report.md, report.html, results.json and the figure over several seeds, and print it.
+
+    results: the content of each seed's results.json.  when: when to take a method, by its title.
+    """
+    folder = Path(out)
+    names = list(results[0]["methods"])
+    figures = {name: {key: [one["methods"][name][key] for one in results]
+                      for key in results[0]["methods"][name]
+                      if all(key in one["methods"][name] for one in results)} for name in names}
+    table = seeds_table(figures)
+    advice = [["", "when to take it"], *([name, when[name]] for name in names if name in when)]
+    seeds = ", ".join(str(one["seed"]) for one in results)
+    lines = [f"Seeds {seeds}: the mean and, in brackets, the worst of them (of KL, memory and cost "
+             "the largest). +- is the half width of the mean's 95 % interval by Student's t, which "
+             "is wide for so few seeds: two methods whose intervals overlap are not told apart."]
+    sections = [(f"Mean and worst of {len(results)} seeds", table), ("When to take which", advice)]
+    path = save_frontier_of_seeds(folder / "frontier.png", results)
+    paths = [path] if path else []
+    write_json(folder / "results.json", {
+        "seeds": [one["seed"] for one in results], "methods": figures,
+        "seconds": [one["seconds"] for one in results]})
+    (folder / "report.md").write_text(as_markdown(sections, lines, paths), encoding="utf-8")
+    (folder / "report.html").write_text(as_html(sections, lines, paths), encoding="utf-8")
+    print(as_text(table))
+    print("\n" + "\n".join(lines))
+    print(f"\nreport: {folder / 'report.md'} and {folder / 'report.html'}")
+
+
+def seeds_table(methods: Mapping[str, Mapping[str, Sequence[float]]]) -> list[list[str]]:
+    """The header and one row of cells per method: mean +- interval (worst)."""
+    columns = [column for column in COLUMNS
+               if any(column[1] in figures for figures in methods.values())]
+    rows = [["", *(title for title, _, _ in columns)]]
+    for name, figures in methods.items():
+        rows.append([name, *(seeds_cell(key, figures[key], spec) if key in figures else "-"
+                             for _, key, spec in columns)])
+    return rows
+
+
+def seeds_cell(key: str, values: Sequence[float], spec: str) -> str:
+    """The mean of a figure over the seeds, its interval, and the worst."""
+    worst = min(values) if key in LOWER_IS_WORSE else max(values)
+    if key in ("models_in_memory", "peak_memory_mb", "training_seconds", "tokens_sampled",
+               "tokens_trained"):
+        return format(mean(values), spec)
+    half = STUDENT.get(len(values), 2.2) * stdev(values) / len(values) ** 0.5
+    return f"{mean(values):{spec}} +-{half:{spec.lstrip('+')}} ({worst:{spec}})"
 
 
 def sweep_table(sweep: Sequence[Mapping[str, float]]) -> list[list[str]]:
@@ -127,14 +185,14 @@ def as_text(table: Sequence[Sequence[str]]) -> str:
 def as_markdown(sections: Sequence[tuple[str, list[list[str]]]], lines: Sequence[str],
                 figures: Sequence[Path]) -> str:
     """The report: figures, then (title, table) sections, with the notes after the first."""
-    parts = ["# One model, aligned four ways\n"]
+    parts = ["# One model, aligned in several ways\n"]
     parts += [f"![{figure.stem.replace('_', ' ')}]({figure.name})\n" for figure in figures]
     for title, table in sections:
         rows = ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row)
                 + " |" for row in table]
         parts.append("\n".join([f"## {title}\n", rows[0], "|" + " --- |" * len(table[0]),
                                 *rows[1:]]) + "\n")
-        if title.startswith("Four ways"):
+        if title == sections[0][0]:
             parts += [line + "\n" for line in lines]
     return "\n".join(parts)
 
@@ -150,7 +208,7 @@ text-align:left}img{max-width:100%;background:#fff}
 def as_html(sections: Sequence[tuple[str, list[list[str]]]], lines: Sequence[str],
             figures: Sequence[Path]) -> str:
     """The same as `as_markdown` makes, in HTML, with the figures embedded."""
-    heading = "One model, aligned four ways"
+    heading = "One model, aligned in several ways"
     parts = ["<!doctype html><html lang='en'><meta charset='utf-8'>"
              "<meta name='viewport' content='width=device-width'>",
              f"<title>{heading}</title><style>{STYLE}</style><h1>{heading}</h1>"]
@@ -162,6 +220,6 @@ def as_html(sections: Sequence[tuple[str, list[list[str]]]], lines: Sequence[str
         head, *body = [[html.escape(cell) for cell in row] for row in table]
         parts.append(f"<h2>{html.escape(title)}</h2><table><tr><th>" + "<th>".join(head)
                      + "".join("<tr><td>" + "<td>".join(row) for row in body) + "</table>")
-        if title.startswith("Four ways"):
+        if title == sections[0][0]:
             parts += [f"<p>{html.escape(line)}</p>" for line in lines]
     return "\n".join(parts) + "</html>\n"

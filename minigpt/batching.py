@@ -52,6 +52,25 @@ class Batch:
         """(B,), the tokens of each row without its padding."""
         return (self.segments >= 0).sum(1)
 
+    @property
+    def response_lengths(self) -> Tensor:
+        """(B, k), the tokens of each response, EOS included."""
+        return self.response_masks.sum(-1)
+
+    @property
+    def last_columns(self) -> Tensor:
+        """(B, k), the column of each response's last token."""
+        columns = torch.arange(self.segments.shape[1], device=self.segments.device)
+        return (self.response_masks * columns).argmax(-1)
+
+    def response_sums(self, values: Tensor) -> Tensor:
+        """Values of tokens (B, T), summed over each response: (B, k)."""
+        return (values[:, None] * self.response_masks).sum(-1)
+
+    def on_tokens(self, values: Tensor) -> Tensor:
+        """A value for each response (B, k), put on each of its tokens, and 0 elsewhere: (B, T)."""
+        return values.gather(1, (self.segments - 1).clamp(min=0)) * self.response_mask
+
     def without_prompts(self) -> "Batch":
         """The same responses, read as if they had no prompt: its tokens count as padding."""
         return replace(self, segments=self.segments.masked_fill(self.segments == 0, -1))

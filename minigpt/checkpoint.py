@@ -36,23 +36,27 @@ def load_state(path: str | Path) -> dict[str, Any]:
 
 
 def save_checkpoint(model: nn.Module, path: str | Path) -> None:
-    """Save a MiniGPT or RewardModel: its weights, and the arguments of its constructor.
+    """Save a MiniGPT, RewardModel or Ensemble: its weights, and what it was made from.
 
     One that was compiled or wrapped (DataParallel, DDP) is unwrapped.
-    Raises UserError on another model, or one that was changed since it was made, which could not be
-    loaded again, and FloatingPointError if a weight is not finite; then nothing is written.
+    Raises UserError on another model, an ensemble of other things than RewardModels, or a model
+    that was changed since it was made, which could not be loaded again, and FloatingPointError if a
+    weight is not finite; then nothing is written.
     """
-    from reward.model import RewardModel  # here, since reward.model imports minigpt
-
+    kinds = model_kinds()
     plain: Any = unwrapped(model)
     kind = type(plain)
-    if kind not in (MiniGPT, RewardModel):
+    if kind not in kinds.values():
         raise UserError(f"a {kind.__name__} cannot be saved as a checkpoint, since it could not be "
-                        "loaded again: only a MiniGPT or a RewardModel can (of others, save the "
-                        "state_dict() with torch.save)")
+                        "loaded again: only a MiniGPT, a RewardModel or an Ensemble can (of "
+                        "others, save the state_dict() with torch.save)")
+    for member in getattr(plain, "members", ()):
+        if type(member) is not kinds["RewardModel"]:
+            raise UserError(f"an Ensemble with a {type(member).__name__} among its members cannot "
+                            "be saved as a checkpoint: all must be RewardModels")
     weights = plain_names(plain.state_dict())
     with torch.device("meta"):  # names and shapes alone
-        odd = mismatch(weights, kind(**plain.settings).state_dict())
+        odd = mismatch(weights, made_from(kind, plain.settings).state_dict())
     if odd is not None:
         raise UserError(f"{path} is not written, since this {kind.__name__} was changed and could "
                         f"not be loaded again: {odd}")
@@ -65,18 +69,16 @@ def save_checkpoint(model: nn.Module, path: str | Path) -> None:
 
 
 def load_checkpoint(path: str | Path) -> Any:
-    """Load a MiniGPT or RewardModel, on the CPU, in eval mode.
+    """Load a MiniGPT, RewardModel or Ensemble, on the CPU, in eval mode.
 
     Reads tensors and plain values only (`weights_only`), never code.
     Raises FileNotFoundError, or UserError naming the file and what does not match.
     """
-    from reward.model import RewardModel  # here, since reward.model imports minigpt
-
     state = load_state(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path} is not a model checkpoint of this library (its format is "
                         f"not {FORMAT!r})")
-    kinds = {"MiniGPT": MiniGPT, "RewardModel": RewardModel}
+    kinds = model_kinds()
     if state.get("model") not in kinds:
         raise UserError(f"{path} holds a {state.get('model')!r}, which is none of {sorted(kinds)}")
     weights = state.get("weights")
@@ -85,14 +87,30 @@ def load_checkpoint(path: str | Path) -> Any:
         raise UserError(f"{path}: 'weights' is not a dictionary of tensors")
     weights = plain_names(weights)
     try:
-        model = kinds[state["model"]](**state["settings"])
+        model = made_from(kinds[state["model"]], state["settings"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path}: its settings do not fit a {state['model']}: {error}") from error
+        raise UserError(f"{path}: its settings make no {state['model']}: {error}") from error
     odd = mismatch(weights, model.state_dict())
     if odd is not None:
         raise UserError(f"{path}: {odd}")
     model.load_state_dict(weights)
     return model.eval()
+
+
+def model_kinds() -> dict[str, type]:
+    """The kinds of models that a checkpoint can hold, by name."""
+    from reward.combine import Ensemble  # here, since these import minigpt
+    from reward.model import RewardModel
+
+    return {"MiniGPT": MiniGPT, "RewardModel": RewardModel, "Ensemble": Ensemble}
+
+
+def made_from(kind: type, settings: Mapping[str, Any]) -> Any:
+    """A fresh model of this kind; of an ensemble, each member by settings of its own."""
+    if "members" not in settings:
+        return kind(**settings)
+    members = [model_kinds()["RewardModel"](**member) for member in settings["members"]]
+    return kind(**{**settings, "members": members})
 
 
 def mismatch(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:

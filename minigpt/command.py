@@ -17,7 +17,14 @@ from minigpt.disk import make_folder, write_json
 from minigpt.errors import UserError
 from minigpt.log import warn
 from minigpt.options import Settings, option, parse
-from minigpt.run_folder import FILES, check_same, holds_another_run, holds_run, remove_runs
+from minigpt.run_folder import (
+    FILES,
+    check_same,
+    holds_another_run,
+    holds_run,
+    read_history,
+    remove_runs,
+)
 from minigpt.training import Stopped
 
 M = TypeVar("M", bound=nn.Module)
@@ -127,6 +134,12 @@ def report(title: str, summary: dict[str, Any], out: str, doubts: Sequence[str] 
             print(f"  {name:<42} {value}")
 
 
+def tokens_trained(out: str) -> int:
+    """The tokens that all training runs in this folder and below have read, over all epochs."""
+    return sum(int(read_history(log.parent)["num_tokens"][-1])
+               for log in Path(out).rglob("metrics.jsonl"))
+
+
 def peak_memory_mb() -> float:
     """The most memory that this process has held, in MB (nan on Windows, which does not say)."""
     try:
@@ -151,13 +164,14 @@ def check_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def load_model(path: str, kind: type[M], option: str, device: str) -> M:
+def load_model(path: str, kind: type[M] | tuple[type[M], ...], option: str, device: str) -> M:
     """The model that a command-line option names, on a device.
 
     Raises UserError if it is of another kind.
     """
     model = load_checkpoint(path)
     if not isinstance(model, kind):
-        raise UserError(f"{option} {path} holds a {type(model).__name__}, but a {kind.__name__} is "
-                        "needed here")
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        raise UserError(f"{option} {path} holds a {type(model).__name__}, but "
+                        f"{' or '.join(f'a {each.__name__}' for each in kinds)} is needed here")
     return model.to(check_device(device))

@@ -39,7 +39,7 @@ def token_logps(model: MiniGPT, batch: Batch) -> Tensor:
 
 def response_logps(model: MiniGPT, batch: Batch) -> Tensor:
     """Summed log-probability of each response, EOS included: (B, k) for k responses a row."""
-    return (token_logps(model, batch)[:, None] * batch.response_masks).sum(-1)
+    return batch.response_sums(token_logps(model, batch))
 
 
 def sequence_logps(model: MiniGPT, prompts: Sequence[str], responses: Sequence[Text],

@@ -6,20 +6,22 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, NoReturn, get_args, get_type_hints
+from types import UnionType
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from minigpt.errors import UserError
 from minigpt.recipes import RECIPES, print_recipe, recipe
 
 
 def option(default: Any, help: str, choices: tuple | None = None, *, at_least: float | None = None,
-           above: float | None = None, at_most: float | None = None) -> Any:
+           above: float | None = None, at_most: float | None = None,
+           below: float | None = None) -> Any:
     """A dataclass field that is also a command-line option with this help text.
 
-    choices, at_least, above, at_most: the values that it may have.
+    choices, at_least, above, at_most, below: the values that it may have.
     """
     return field(default=default, metadata={"help": help, "choices": choices, "at_least": at_least,
-                                            "above": above, "at_most": at_most})
+                                            "above": above, "at_most": at_most, "below": below})
 
 
 @dataclass
@@ -37,9 +39,10 @@ class Settings:
 
 
 def fault(value: Any, hint: Any, choices: tuple | None = None, at_least: float | None = None,
-          above: float | None = None, at_most: float | None = None) -> str | None:
+          above: float | None = None, at_most: float | None = None,
+          below: float | None = None) -> str | None:
     """What is wrong with the value of a setting of this type, in words; None if nothing is."""
-    kinds = get_args(hint) or (hint,)
+    kinds = _kinds(hint)
     if value is None:
         return None if type(None) in kinds else "must have a value"
     kind = next(kind for kind in kinds if kind is not type(None))
@@ -49,9 +52,13 @@ def fault(value: Any, hint: Any, choices: tuple | None = None, at_least: float |
         if not isinstance(value, str):
             return "must be text"
         return f"must be one of {', '.join(choices)}" if choices and value not in choices else None
-    if kind not in (int, float):
-        texts = isinstance(value, list) and all(isinstance(text, str) for text in value)
-        return None if texts else "must be a list of texts"
+    if get_origin(kind) is list:
+        item, = get_args(kind)
+        if not isinstance(value, list):
+            return "must be a list"
+        faults = [fault(one, item, choices, at_least, above, at_most, below) for one in value]
+        return next((f"holds {one!r}, which {wrong}" for one, wrong
+                     in zip(value, faults, strict=True) if wrong), None)
     if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
         return "must be a whole number" if kind is int else "must be a number"
     if not abs(value) <= sys.float_info.max:  # nan is not, either
@@ -62,11 +69,14 @@ def fault(value: Any, hint: Any, choices: tuple | None = None, at_least: float |
         return f"must be above {above:g}"
     if at_most is not None and value > at_most:
         return f"must be at most {at_most:g}"
+    if below is not None and value >= below:
+        return f"must be below {below:g}"
     return None
 
 
 def _limits(metadata: Any) -> dict[str, Any]:
-    return {name: metadata.get(name) for name in ("choices", "at_least", "above", "at_most")}
+    names = ("choices", "at_least", "above", "at_most", "below")
+    return {name: metadata.get(name) for name in names}
 
 
 def flag_of(name: str) -> str:
@@ -80,12 +90,13 @@ def parse(description: str, argv: Sequence[str] | None, *configs: type,
 
     A field that two of them share is one option.  What the user typed wins over the recipes of
     --quick and --data (minigpt/recipes.py), these win over `defaults`, and these over the fields'
-    own.  The recipes in use are printed with what they set.
+    own.  So do the recipes of a method (--loss simpo), which win over the others.  The recipes in
+    use are printed with what they set.
     """
     parser = _parser(description, configs)
     parser.set_defaults(**defaults)
     typed = parser.parse_args(argv)
-    in_use = [name for name in RECIPES if getattr(typed, RECIPES[name].option, None)]
+    in_use = [name for name in RECIPES if RECIPES[name].is_used(vars(typed))]
     for name in in_use:
         for config in configs:
             parser.set_defaults(**recipe(name, config))
@@ -131,10 +142,15 @@ def _argument(hint: Any, default: Any, choices: tuple | None) -> dict[str, Any]:
     """How argparse reads a setting of this type; an option that is left out may stay None."""
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction if default else "store_true"}
-    kind = next(kind for kind in get_args(hint) or (hint,) if kind is not type(None))
-    if kind in (int, float, str):
-        return {"type": kind, "choices": choices}
-    return {"nargs": "+"}  # a list of texts
+    kind = next(kind for kind in _kinds(hint) if kind is not type(None))
+    if get_origin(kind) is list:
+        return {"nargs": "+", "type": get_args(kind)[0]}
+    return {"type": kind, "choices": choices}
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """The types that a setting may have: float | None -> (float, None)."""
+    return get_args(hint) if isinstance(hint, UnionType) else (hint,)
 
 
 def _print_recipe(name: str, configs: Sequence[type], values: dict[str, Any]) -> None:

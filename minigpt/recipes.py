@@ -14,14 +14,28 @@ reads responses alone, learns from each of their tokens (pooling), and goes on p
 weak model, makes a few hundred steps at a higher rate and a beta that still holds it.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
 
 from minigpt import distributed
+
+C = TypeVar("C")
 
 
 class Recipe(NamedTuple):
     option: str                         # the option that puts it to use, if there is one
     settings: dict[str, dict[str, Any]]  # the name of a dataclass of settings -> what it changes
+    value: str | None = None            # of the option (None: any)
+
+    def is_used(self, options: Mapping[str, Any]) -> bool:
+        """Whether these options ask for it."""
+        given = options.get(self.option)
+        return given == self.value if self.value is not None else bool(given)
+
+    @property
+    def flag(self) -> str:
+        """How the command line asks for it."""
+        return f"--{self.option}" + (f" {self.value}" if self.value is not None else "")
 
 
 RECIPES = {
@@ -50,6 +64,16 @@ RECIPES = {
                       "precision": "float32"},
     }),
 }
+LOSS_SETTINGS: dict[str, dict[str, Any]] = {  # of DPOConfig, for each loss but DPO's own
+}
+ADVANTAGE_SETTINGS: dict[str, dict[str, Any]] = {  # of PPOConfig, for each but GAE
+    "rloo": {"samples_per_prompt": 4, "lr": 1.5e-4},
+    "grpo": {"samples_per_prompt": 4, "lr": 1.5e-4, "kl_in": "loss"},
+}
+RECIPES |= {name: Recipe("loss", {"DPOConfig": settings}, name)
+            for name, settings in LOSS_SETTINGS.items()}
+RECIPES |= {name: Recipe("advantage", {"PPOConfig": settings}, name)
+            for name, settings in ADVANTAGE_SETTINGS.items()}
 
 
 def recipe(name: str, config: type) -> dict[str, Any]:
@@ -57,10 +81,16 @@ def recipe(name: str, config: type) -> dict[str, Any]:
     return RECIPES[name].settings.get(config.__name__, {})
 
 
+def with_recipe(config: type[C], name: str, **settings: Any) -> C:
+    """These settings; the recipe of this name decides those that are None, or else the defaults."""
+    given = {key: value for key, value in settings.items() if value is not None}
+    return config(**(recipe(name, config) if name in RECIPES else {}) | given)
+
+
 def print_recipe(name: str, settings: dict[str, Any], of_stage: str = "") -> None:
     """Print what a recipe sets, in one line, if it sets anything."""
     if settings:
-        print(f"recipe {name!r} (--{RECIPES[name].option}){of_stage}: "
+        print(f"recipe {name!r} ({RECIPES[name].flag}){of_stage}: "
               + ", ".join(f"{key}={value}" for key, value in settings.items()))
 
 

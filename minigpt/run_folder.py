@@ -26,7 +26,8 @@ from minigpt.settings import TrainingConfig
 # they are the same is checked by their content.
 MAY_CHANGE = ("resume", "overwrite", "out", "save_every", "data", "eval_data", "init", "reward")
 FILES = ("config.json", "state.pt", "metrics.jsonl", "model.pt", "summary.json")  # of every stage
-MORE_FILES = ("base.pt", "sweep.json", "calibration.json", "curves.png", "calibration.png")
+MORE_FILES = ("base.pt", "rows.jsonl", "sweep.json", "calibration.json", "curves.png",
+              "calibration.png")
 
 
 class RunFolder:

@@ -59,14 +59,14 @@ def generate(model: MiniGPT, prompts: Sequence[str], max_new_tokens: int, temper
 def sample_ids(model: MiniGPT, prompt_ids: Sequence[list[int]], max_new_tokens: int,
                temperature: float = 1.0, top_k: int | None = None, greedy: bool = False,
                generator: torch.Generator | None = None) -> list[list[int]]:
-    """The response ids, EOS included, for one batch of prompts `bytes SEP`."""
+    """The response ids, EOS included, for one batch of prompts `bytes SEP`.
+
+    A prompt that occurs several times is read only once.
+    """
     device = model.device
     rows = torch.arange(len(prompt_ids), device=device)            # which prompt each row answers
     lengths = torch.tensor([len(ids) for ids in prompt_ids], device=device)
     longest = int(lengths.max())
-    token_ids = torch.tensor([ids + [PAD] * (longest - len(ids)) for ids in prompt_ids],
-                             device=device)
-    cache = KeyValueCache(model, len(prompt_ids), longest + max_new_tokens)
     sampled = torch.full((len(prompt_ids), max_new_tokens), PAD, device=device)
     room = (model.max_seq_len - lengths).clamp(max=max_new_tokens)  # longest response of each row
     done = torch.zeros_like(lengths, dtype=torch.bool)
@@ -74,7 +74,7 @@ def sample_ids(model: MiniGPT, prompt_ids: Sequence[list[int]], max_new_tokens: 
     # Prompts are padded on the right, as in training.  New tokens go into the columns after the
     # longest prompt, at the positions after their own prompt: no position is ever shifted, and the
     # padding in between is hidden.
-    last_hidden = model.hidden_states(token_ids, cache=cache, at=(rows, lengths - 1))
+    cache, last_hidden = read_prompts(model, prompt_ids, longest + max_new_tokens)
     columns = torch.arange(longest + max_new_tokens, device=device)
     visible = (columns < lengths[:, None]) | (columns >= longest)   # (B, S)
     for step in range(max_new_tokens):
@@ -94,6 +94,28 @@ def sample_ids(model: MiniGPT, prompt_ids: Sequence[list[int]], max_new_tokens: 
     is_eos = sampled == EOS
     counts = torch.where(is_eos.any(1), is_eos.int().argmax(1) + 1, room).minimum(room)
     return [ids[:count] for ids, count in zip(sampled.tolist(), counts.tolist(), strict=True)]
+
+
+def read_prompts(model: MiniGPT, prompt_ids: Sequence[list[int]],
+                 columns: int) -> tuple[KeyValueCache, Tensor]:
+    """A cache with room for `columns` that has read B prompts, and their last hidden states (B, D).
+
+    Prompts that are the same are read as one row, which is then copied.
+    """
+    different = {bytes(ids): list(ids) for ids in prompt_ids}
+    row_of = {key: row for row, key in enumerate(different)}
+    lengths = torch.tensor([len(ids) for ids in different.values()], device=model.device)
+    longest = int(lengths.max())
+    token_ids = torch.tensor([ids + [PAD] * (longest - len(ids)) for ids in different.values()],
+                             device=model.device)
+    cache = KeyValueCache(model, len(different), columns)
+    ends = (torch.arange(len(different), device=model.device), lengths - 1)
+    last_hidden = model.hidden_states(token_ids, cache=cache, at=ends)
+    if len(different) == len(prompt_ids):
+        return cache, last_hidden
+    copies = torch.tensor([row_of[bytes(ids)] for ids in prompt_ids], device=model.device)
+    cache.keep_rows(copies)
+    return cache, last_hidden[copies]
 
 
 def sample_tokens(logits: Tensor, temperature: float, top_k: int | None, greedy: bool,

@@ -1,6 +1,7 @@
 """The settings that all training runs share, each also an option of the command line."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from minigpt import distributed
 from minigpt.errors import UserError
@@ -9,6 +10,14 @@ from minigpt.seeding import LARGEST_SEED
 
 PRECISION = "arithmetic of matrix products (auto: bfloat16 where the CPU or GPU has it)"
 PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+def name_of(choice: Any) -> str:
+    """What a choice is called by in a run's settings: its name, or that of a function of one's own.
+    """
+    if isinstance(choice, str):
+        return choice
+    return getattr(choice, "__qualname__", type(choice).__qualname__)
 
 
 @dataclass

@@ -1,4 +1,8 @@
-"""Advantages from rewards and values.  All tensors are (B, T): column t is about token t."""
+"""Advantages: from rewards and values, (B, T) by token, or from groups of scores, (P, k).
+
+A group is k responses to one prompt.  Each is compared with the others, so no value model is needed
+to say what was to be expected.
+"""
 
 import torch
 from torch import Tensor
@@ -33,6 +37,55 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0,
         next_value = values[:, t]
         advantages[:, t] = next_advantage
     return advantages, advantages + values
+
+
+def rloo_advantages(scores: Tensor) -> Tensor:
+    """REINFORCE leave-one-out (Ahmadian et al. 2024, arXiv:2402.14740, section 3.1).
+
+        A_i = R_i - 1/(k - 1) sum_{j != i} R_j
+
+    The baseline does not depend on response i, so the gradient is unbiased.
+
+    Args: scores (P, k), k responses to each of P prompts.  Returns: (P, k).
+    Raises ValueError unless k is at least 2.
+
+    >>> rloo_advantages(torch.tensor([[1.0, 0.0, 0.0]])).tolist()
+    [[1.0, -0.5, -0.5]]
+    """
+    k = group_size("rloo_advantages", scores)
+    return (scores - scores.mean(1, keepdim=True)) * (k / (k - 1))
+
+
+def grpo_advantages(scores: Tensor, scale_by_std: bool = True) -> Tensor:
+    """Group relative advantages (Shao et al. 2024, arXiv:2402.03300, section 4.1.2).
+
+        A_i = (R_i - mean_j R_j) / std_j R_j          (std of n - 1; 0 where all are equal)
+
+    Without the division (Dr. GRPO, Liu et al. 2025, arXiv:2503.20783) this is RLOO's times
+    (k - 1) / k.  With it a group counts as much as any other however little its scores differ; with
+    k = 2 only the sign of the difference is left.
+
+    Args: scores (P, k).  Returns: (P, k).
+    Raises ValueError unless k is at least 2.
+    """
+    group_size("grpo_advantages", scores)
+    centred = scores - scores.mean(1, keepdim=True)
+    if not scale_by_std:
+        return centred
+    return centred / (scores.std(1, keepdim=True) + 1e-4)  # as its authors' code; never 0 / 0
+
+
+def group_size(function: str, scores: Tensor) -> int:
+    """k of scores (P, k).  Raises ValueError unless there is something to compare with."""
+    if scores.dim() != 2 or scores.shape[1] < 2:
+        raise ValueError(f"{function}: scores are {tuple(scores.shape)}, but (P, k) with k >= 2 is "
+                         "needed: a response is compared with the others to its prompt")
+    return scores.shape[1]
+
+
+def flat_groups(scores: Tensor) -> Tensor:
+    """(P,), True where all k scores of a group are equal, so that it teaches nothing."""
+    return scores.amax(1) == scores.amin(1)
 
 
 def whiten(x: Tensor, mask: Tensor) -> Tensor:

@@ -1,16 +1,18 @@
 """RLHF with PPO, from data to report:  python -m ppo.main
 
 Starts from an SFT model, which is also the frozen reference, and from a reward model trained on the
-same preferences.
+same preferences.  `--advantage rloo` and `grpo` do without a value model.
 """
 
-import copy
+import math
+import operator
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import mean
+
+from torch import nn
 
 from data.lesson_rows import PREFERENCE_DATA
 from data.task import RowsConfig, Task, load_task
@@ -21,41 +23,44 @@ from minigpt.command import CommandConfig, begin, peak_memory_mb, report, run_co
 from minigpt.errors import UserError
 from minigpt.evaluation import evaluate_policy, show_before_and_after, signs_of_collapse
 from minigpt.log import warn
+from minigpt.lora import LoraConfig, merged, policy_and_reference
 from minigpt.model import MiniGPT
-from minigpt.options import Settings, option
 from minigpt.plots import running_mean, save_curves
 from minigpt.run_folder import read_history
 from minigpt.weights import copy_model_weights
-from ppo.train import ADVICE, PPOConfig, ppo_training
+from ppo.train import ADVICE, PPOConfig, check_groups, ppo_training
+from reward.combine import Reward
 from reward.evaluate import score
 from reward.model import RewardModel
-from reward.start import reward_model_of
+from reward.start import RewardFileConfig, check_rewards, reward_of
 from reward.train import train_reward_model
-from sft.start import doubts_about, start_figures, starting_point
+from sft.start import check_lora, doubts_about, start_again, start_figures, starting_point
 
 __all__ = ["PREFERENCE_DATA", "MiniGPT", "RewardModel", "copy_model_weights", "main",
            "ppo_training", "train_reward_model"]
 
 
-@dataclass
-class RewardFileConfig(Settings):
-    reward: str | None = option(None, "checkpoint of the reward model (by default the command "
-                                      "trains its own)")
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     started = time.perf_counter()
-    command, rows, config, world_config, reward_file = begin(
-        __doc__, argv, CommandConfig, RowsConfig, PPOConfig, WorldConfig, RewardFileConfig,
-        out="runs/ppo")
+    command, rows, config, lora, world_config, rewards = begin(
+        __doc__, argv, CommandConfig, RowsConfig, PPOConfig, LoraConfig, WorldConfig,
+        RewardFileConfig, out="runs/ppo")
+    check_rewards(rewards.reward, rewards.reward_weights, rows.data is not None,
+                  rewards.reward_combine)
+    check_groups(config.advantage, config)
+    check_lora(lora, command)
     task = load_task(rows, world_config, config.seed, command.init, "prompts")
-    if not (task.preferences or (command.init and reward_file.reward)):
+    if not (task.preferences or (command.init and rewards.reward)):
         raise UserError("--data holds prompts alone, so PPO needs a model to start from (--init) "
                         "and a reward model (--reward)")
-    reference = starting_point(task, command, config)
-    reward = reward_model_of(reward_file.reward, reference, task, command, config)
-    policy, _, _ = ppo_training(copy.deepcopy(reference), reference, reward, task.prompts,
-                                measure=task.measure, **vars(config))
+    start = starting_point(task, command, config)
+    reward = reward_of(rewards.reward, rewards.reward_weights, rewards.reward_combine, start, task,
+                       command, config)
+    policy, reference = policy_and_reference(start, lora, config.seed)
+    models = models_in_memory(policy, reference, reward, config)
+    policy, _, _ = ppo_training(policy, reference, reward, task.prompts, measure=task.measure,
+                                **vars(config))
+    policy, reference = merged(policy), reference or start_again(command, config)
     out = Path(config.out)
     save_checkpoint(policy, out / "model.pt")
     if distributed.rank() > 0:  # only the first process reports
@@ -69,20 +74,56 @@ def main(argv: Sequence[str] | None = None) -> None:
     summary = {**after,
                **{f"{name}_before": before[name] for name in
                   ("proxy_reward", "true_reward", "right_share") if name in before},
-               **training_figures(history, task)}
+               **training_figures(history, task), **token_figures(history, task, config)}
     summary |= {"seconds": time.perf_counter() - started, "peak_memory_mb": peak_memory_mb(),
-                "models_in_memory": 4}
-    start = start_figures(reference, task)
-    report("PPO: held-out prompts", start | summary, config.out, doubts_about(start))
-    print(f"\nIn memory: policy and reference, {policy.count_parameters():,} weights each; reward "
-          f"model and value model, {sum(p.numel() for p in reward.parameters()):,} each")
+                "models_in_memory": len(models)}
+    heading = start_figures(reference, task)
+    report(f"PPO ({config.advantage}): held-out prompts", heading | summary, config.out,
+           doubts_about(heading))
+    print("\nIn memory: " + ", ".join(f"{name} ({weights:,} weights)"
+                                      for name, weights in models.items()))
     warn(signs_of_collapse(summary, ADVICE))
     show_before_and_after(reference, policy, task.heldout_prompts[:4], command.max_new_tokens)
-    save_curves(out / "curves.png", history, {
+    panels = {
         "reward of the rollouts": ["objective/scores"] + ["true_reward"] * bool(task.world),
         "KL, nats per response": ["objective/kl_exact"],
         "explained variance": ["val/explained_variance"],
-        "response tokens": ["val/response_tokens"]}, "episode")
+        "groups that all score the same": ["val/flat_groups"],
+        "response tokens": ["val/response_tokens"]}
+    save_curves(out / "curves.png", history, {title: names for title, names in panels.items()
+                                              if names[0] in history}, "episode")
+
+
+def models_in_memory(policy: MiniGPT, reference: MiniGPT | None, reward: Reward,
+                     config: PPOConfig) -> dict[str, int]:
+    """The models that training holds, and how many weights each has."""
+    def weights(model: nn.Module) -> int:
+        return sum(p.numel() for p in model.parameters())
+
+    rewards = [member for member in reward.modules() if isinstance(member, RewardModel)]
+    models = {"policy": weights(policy)}
+    if reference is not None:
+        models["reference"] = weights(reference)
+    for number, member in enumerate(rewards, start=1):
+        models["reward model" + f" {number}" * (len(rewards) > 1)] = weights(member)
+    if config.advantage == "gae":
+        models["value model"] = weights(rewards[0] if rewards else policy)
+    return models
+
+
+def token_figures(history: Mapping[str, Sequence[float]], task: Task,
+                  config: PPOConfig) -> dict[str, float]:
+    """What the rollouts sampled, and what the updates, in which a token occurs several times, read.
+    """
+    k = config.samples_per_prompt
+    responses = k * min(config.batch_size // k, len(task.prompts)) * distributed.world_size()
+    minibatches = math.ceil(responses / config.minibatch_size)  # in one pass over a rollout
+    read = [after - before for before, after
+            in zip([0, *history["num_tokens"]], history["num_tokens"], strict=False)]
+    passes = [updates / minibatches for updates in history["val/updates"]]
+    return {"answers_sampled": responses * len(read),
+            "tokens_sampled": round(responses * sum(history["val/response_tokens"])),
+            "tokens_trained": round(sum(map(operator.mul, read, passes)))}
 
 
 def training_figures(history: Mapping[str, Sequence[float]], task: Task) -> dict[str, float]:
@@ -91,9 +132,11 @@ def training_figures(history: Mapping[str, Sequence[float]], task: Task) -> dict
         "ratio_first_update": history["val/first_ratio"][0],
         "kl_first_episode_nats_per_response": history["objective/kl_exact"][0],
         "clip_fraction": mean(history["policy/clipfrac_avg"]),
-        "explained_variance": mean(history["val/explained_variance"][-10:]),
         "kl_coeff_final": history["objective/kl_coeff"][-1],
     }
+    for name in ("val/explained_variance", "val/flat_groups"):  # with and without a value model
+        if name in history:
+            figures[name.removeprefix("val/")] = mean(history[name][-10:])
     if task.world:
         rewards = running_mean(history["true_reward"], 10)
         if max(rewards) > 0:  # a share of a reward below 0 would say nothing

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from minigpt import distributed
+from ppo.advantages import flat_groups
 from ppo.rollout import Rollout
 
 
 def rollout_metrics(rollout: Rollout, kl_coeff: float) -> dict[str, float]:
     """Scores, KL and lengths of a rollout; KL in nats per response."""
-    kl = rollout.kl.sum(1).mean()
+    kl = rollout.batch.response_sums(rollout.kl).mean()
     score, non_score_reward = rollout.scores.mean(), -kl_coeff * kl
     metrics: dict[str, Tensor | float] = {
         "objective/scores": score,
@@ -23,8 +24,11 @@ def rollout_metrics(rollout: Rollout, kl_coeff: float) -> dict[str, float]:
         "objective/kl_coeff": kl_coeff,
         # a count over all processes, of which the log takes the mean
         "val/num_eos_tokens": rollout.finished.sum() * distributed.world_size(),
-        "val/response_tokens": rollout.mask.sum(1).float().mean(),
+        "val/response_tokens": rollout.batch.response_lengths.float().mean(),
     }
+    if rollout.scores.shape[1] > 1:
+        metrics["val/flat_groups"] = \
+            flat_groups(rollout.scores).sum() * distributed.world_size()  # a count, too
     return {name: float(value) for name, value in metrics.items()}
 
 

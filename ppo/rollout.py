@@ -18,31 +18,32 @@ from minigpt.batching import Batch, collate
 from minigpt.examples import Example
 from minigpt.kl import entropy, exact_kl, kl_k1
 from minigpt.logprobs import logps_of, place, response_logits
+from minigpt.lora import as_reference
 from minigpt.model import MiniGPT
 from minigpt.sampling import sample_ids
-from minigpt.tokenizer import EOS, decode
-from reward.model import RewardModel
+from minigpt.tokenizer import EOS
+from reward.combine import Reward, texts_of
 
 Sampler = Callable[..., list[list[int]]]  # see minigpt.sampling.sample_ids
 
-# In one backward pass on a CPU, to save memory.  Rows are counted and not tokens, since of several
-# processes all must make equally many passes, or they would wait for each other for ever.
-ROWS_AT_ONCE = 32
+# In one backward pass on a CPU, to save memory.  Responses are counted and not tokens, since of
+# several processes all must make equally many passes, or they would wait for each other for ever.
+RESPONSES_AT_ONCE = 32
 
 
 @dataclass
 class Rollout:
-    """B sampled rows of T tokens, prompts included."""
+    """B prompts with k sampled responses each, as rows of T tokens; k is 1 except for groups."""
 
     batch: Batch        # prompts and responses
     logps: Tensor       # (B, T) of the policy that sampled them
     ref_logps: Tensor   # (B, T) of the reference
-    exact_kl: Tensor    # (B,)   exact KL of next-token distributions, summed over the response
+    exact_kl: Tensor    # (B, k) exact KL of next-token distributions, summed over the response
     entropy: Tensor     # 0-d    mean entropy of the next-token distributions
-    scores: Tensor      # (B,)   of the reward model, less the penalty for a missing EOS
+    scores: Tensor      # (B, k) of the reward, less the penalty for a missing EOS
     kl: Tensor          # (B, T) estimate of the KL at each token
     rewards: Tensor     # (B, T) the KL penalty on each token, and the score on the last
-    finished: Tensor    # (B,)   bool, ended by EOS
+    finished: Tensor    # (B, k) bool, ended by EOS
 
     @property
     def mask(self) -> Tensor:
@@ -50,26 +51,24 @@ class Rollout:
         return self.batch.response_mask
 
     def texts(self) -> tuple[list[str], list[str]]:
-        """Prompts and responses."""
-        def decoded(places: Tensor) -> list[str]:
-            rows = zip(self.batch.token_ids, places, strict=True)
-            return [decode(ids[place].tolist()) for ids, place in rows]
-
-        return decoded(self.batch.segments == 0), decoded(self.mask)
+        """The B k responses, and the prompt of each."""
+        return texts_of(self.batch)
 
 
 @dataclass
 class RolloutMaker:
     """Makes rollouts: how responses are sampled, and who judges them.
 
+    reference: None if it is the policy without its adapters (minigpt/lora.py).
     kl_estimator: (logps, ref_logps) -> the KL that each token pays for (minigpt/kl.py).
     sample: draws the responses, and is called as minigpt.sampling.sample_ids is.
     """
 
-    reference: MiniGPT
-    reward: RewardModel
+    reference: MiniGPT | None
+    reward: Reward
     max_new_tokens: int
     missing_eos_penalty: float
+    samples_per_prompt: int = 1
     kl_estimator: Callable[[Tensor, Tensor], Tensor] = kl_k1
     sample: Sampler = sample_ids
 
@@ -79,34 +78,38 @@ class RolloutMaker:
         """Sample a response to every prompt, score it, and compare policy and reference."""
         batch = self.respond(policy, prompts, generator)
         mask, tokens = batch.response_mask, batch.token_ids[batch.response_mask]
-        logits, ref_logits = (response_logits(model, batch) for model in (policy, self.reference))
+        logits = response_logits(policy, batch)
+        with as_reference(policy, self.reference) as reference:
+            ref_logits = response_logits(reference, batch)
         logps = place(logps_of(logits, tokens), mask)                          # (B, T)
         ref_logps = place(logps_of(ref_logits, tokens), mask)
-        finished = ends_with_eos(batch)
-        scores = self.reward.rewards(batch)[:, 0]                              # (B,)
-        scores = scores - self.missing_eos_penalty * ~finished
+        finished = ends_with_eos(batch)                                        # (B, k)
+        scores = self.reward.rewards(batch) - self.missing_eos_penalty * ~finished
         kl = self.kl_estimator(logps, ref_logps)
         return Rollout(batch=batch, logps=logps, ref_logps=ref_logps, scores=scores, kl=kl,
-                       rewards=token_rewards(scores, kl, kl_coeff, batch.lengths),
-                       exact_kl=place(exact_kl(logits, ref_logits), mask).sum(1),
+                       rewards=token_rewards(scores, kl, kl_coeff, batch.last_columns),
+                       exact_kl=batch.response_sums(place(exact_kl(logits, ref_logits), mask)),
                        entropy=entropy(logits).mean(), finished=finished)
 
     def respond(self, policy: MiniGPT, prompts: Batch, generator: torch.Generator) -> Batch:
         """Prompts -> prompts and sampled responses."""
+        k = self.samples_per_prompt
         rows = zip(prompts.token_ids, prompts.lengths, strict=True)
         prompt_ids = [ids[:length].tolist() for ids, length in rows]
+        repeated = [ids for ids in prompt_ids for _ in range(k)]
         with torch.autocast(policy.device.type, enabled=False):  # casting would cost more
-            responses = self.sample(policy, prompt_ids, self.max_new_tokens, generator=generator)
-        return collate([Example(bytes(prompt), (bytes(response),)) for prompt, response
-                        in zip(prompt_ids, responses, strict=True)]).to(policy.device)
+            sampled = self.sample(policy, repeated, self.max_new_tokens, generator=generator)
+        responses = list(map(bytes, sampled))
+        return collate([Example(bytes(ids), tuple(responses[i * k:(i + 1) * k]))
+                        for i, ids in enumerate(prompt_ids)]).to(policy.device)
 
 
 def ends_with_eos(batch: Batch) -> Tensor:
-    """(B,), whether each row's response ended by itself."""
-    return batch.token_ids.gather(1, batch.lengths[:, None] - 1)[:, 0] == EOS
+    """(B, k), whether each response ended by itself."""
+    return batch.token_ids.gather(1, batch.last_columns) == EOS
 
 
-def token_rewards(scores: Tensor, kl: Tensor, kl_coeff: float, lengths: Tensor) -> Tensor:
+def token_rewards(scores: Tensor, kl: Tensor, kl_coeff: float, last: Tensor) -> Tensor:
     """The reward of each token (Ouyang et al. 2022, eq. 2, written per token; Ziegler et al. 2019).
 
         r_t = - beta KL_t  +  [t is the last token] score
@@ -114,12 +117,10 @@ def token_rewards(scores: Tensor, kl: Tensor, kl_coeff: float, lengths: Tensor) 
     beta is kl_coeff.  With KL_t = log pi/ref (k1) and gamma = 1, the return of a whole response is
     score - beta log(pi/ref), and its mean over responses is the objective E[score] - beta KL.
 
-    Args: scores (B,), kl (B, T), lengths (B,) of the rows.  Returns: (B, T).
+    Args: scores (B, k), kl (B, T), last (B, k), the column of each response's last token.
+    Returns: (B, T).
     """
-    rewards = -kl_coeff * kl
-    rows = torch.arange(len(scores), device=scores.device)
-    rewards[rows, lengths - 1] += scores
-    return rewards
+    return (-kl_coeff * kl).scatter_add(1, last, scores)
 
 
 @dataclass
@@ -128,6 +129,7 @@ class Experience:
 
     batch: Batch
     logps: Tensor       # (B, T) at the rollout
+    ref_logps: Tensor   # (B, T)
     advantages: Tensor  # (B, T)
     values: Tensor      # (B, T) at the rollout
     returns: Tensor     # (B, T)
@@ -151,7 +153,9 @@ class Experience:
     def _parts(self, rows: Tensor) -> list["Experience"]:
         tokens = self.mask[rows].sum()
         by_length = rows[self.batch.lengths[rows].argsort()]
-        size = ROWS_AT_ONCE if self.logps.device.type == "cpu" else len(rows)
+        size = len(rows)
+        if self.logps.device.type == "cpu":
+            size = max(1, RESPONSES_AT_ONCE // int(self.batch.segments.max()))
         parts = [self._rows(part) for part in by_length.split(size)]
         return [replace(part, weight=part.mask.sum() / tokens) for part in parts]
 
@@ -160,5 +164,5 @@ class Experience:
         longest = int(self.batch.lengths[rows].max())
         columns = slice(math.ceil(longest / 8) * 8)
         batch = Batch(self.batch.token_ids[rows, columns], self.batch.segments[rows, columns], rows)
-        tensors = (self.logps, self.advantages, self.values, self.returns)
+        tensors = (self.logps, self.ref_logps, self.advantages, self.values, self.returns)
         return Experience(batch, *(tensor[rows, columns] for tensor in tensors))

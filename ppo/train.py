@@ -2,40 +2,47 @@
 
     1. roll out     the policy answers prompts, the reward model scores the answers, and each token
                     pays for its KL to the reference
-    2. advantages   what came of each token, compared with what the value model expected
-    3. update       a few epochs of minibatches: two clipped losses, backward, step
+    2. advantages   what came of each token, compared with what the value model expected; or of each
+                    answer, compared with the other answers to its prompt, without a value model
+    3. update       a few epochs of minibatches: clipped losses, backward, step
 """
 
 import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from minigpt import distributed
 from minigpt.batching import Batches
+from minigpt.errors import UserError
 from minigpt.evaluation import Measure, signs_of_collapse
 from minigpt.examples import check_texts, tokenize_example
-from minigpt.kl import kl_k1
+from minigpt.kl import kl_k1, kl_k3
 from minigpt.log import warn
 from minigpt.logprobs import token_logps
+from minigpt.lora import merged
+from minigpt.metrics import masked_mean
 from minigpt.model import MiniGPT
 from minigpt.options import option
+from minigpt.recipes import with_recipe
 from minigpt.sampling import sample_ids
 from minigpt.seeding import seeded
-from minigpt.settings import TrainingConfig
+from minigpt.settings import TrainingConfig, name_of
 from minigpt.training import TrainingLoop
 from minigpt.weights import check_apart, check_reference, unwrapped
-from ppo.advantages import gae, whiten
+from ppo.advantages import flat_groups, gae, grpo_advantages, rloo_advantages, whiten
 from ppo.loss import ppo_loss, value_loss
 from ppo.metrics import UpdateMetrics, explained_variance, rollout_metrics
 from ppo.rollout import Experience, Rollout, RolloutMaker, Sampler
+from reward.combine import AnyReward, Ensemble, Reward, as_reward
 from reward.model import RewardModel
 
-Advantage = Literal["gae"] | Callable[[Rollout], Tensor]  # or (rollout) -> (B, T)
+Advantage = str | Callable[[Rollout], Tensor]  # "gae", one of GROUP_ADVANTAGES, or a function
+GROUP_ADVANTAGES = {"rloo": rloo_advantages, "grpo": grpo_advantages}  # (P, k) -> (P, k)
+MOST_FLAT_GROUPS = 0.5  # share of a rollout's groups that teach nothing
 
 # What to do about each sign of collapse, by the figure that shows it.
 ADVICE = {"kl_nats_per_response": "raise --kl-coeff, or lower --lr",
@@ -51,8 +58,15 @@ class PPOConfig(TrainingConfig):
                                at_least=1)
     lr: float = option(3e-4, "peak learning rate of the policy", above=0)
     value_lr: float = option(1e-3, "peak learning rate of the value model", above=0)
-    batch_size: int = option(128, "prompts in one rollout (if there are fewer, all of them)",
-                             at_least=1)
+    advantage: str = option("gae", "what a response is compared with: a value model's expectation "
+                                   "(gae), or the other responses to its prompt (rloo, grpo)",
+                            choices=("gae", *GROUP_ADVANTAGES))
+    samples_per_prompt: int = option(1, "responses to each prompt of a rollout: the group that "
+                                        "rloo and grpo compare", at_least=1)
+    kl_in: str = option("reward", "where the KL penalty enters: in the reward of each token, or as "
+                                  "k3 in the loss", choices=("reward", "loss"))
+    batch_size: int = option(128, "responses in one rollout (if there are fewer prompts, one to "
+                                  "each)", at_least=1)
     minibatch_size: int = option(64, "responses in one optimizer step", at_least=1)
     ppo_epochs: int = option(2, "passes over one rollout", at_least=1)
     kl_coeff: float = option(0.5, "penalty for a nat of KL to the reference (beta), in the "
@@ -78,18 +92,23 @@ class PPOConfig(TrainingConfig):
     save_every: int = option(5, "episodes between two checkpoints", at_least=1)
 
 
-def ppo_training(policy: MiniGPT, reference: MiniGPT, reward: RewardModel, prompts: Sequence[str],
-                 num_episodes: int = PPOConfig.num_episodes, lr: float = PPOConfig.lr,
-                 kl_coeff: float = PPOConfig.kl_coeff, *, advantage: Advantage = "gae",
-                 value_model: RewardModel | None = None,
+def ppo_training(policy: MiniGPT, reference: MiniGPT | None, reward: AnyReward,
+                 prompts: Sequence[str], num_episodes: int = PPOConfig.num_episodes,
+                 lr: float | None = None, kl_coeff: float | None = None, *,
+                 advantage: Advantage = "gae", value_model: RewardModel | None = None,
                  kl_estimator: Callable[[Tensor, Tensor], Tensor] = kl_k1,
                  sample: Sampler = sample_ids, measure: Measure | None = None,
                  **options) -> tuple[MiniGPT, list[float], list[float]]:
     """Train `policy` in place against `reward`; options: the fields of PPOConfig.
 
     Args:
-        advantage: "gae", or a function (rollout) -> (B, T) that needs no value model.  What it
-            returns is used as it is, so it whitens or discounts by itself if it wants to.
+        reference: None for a policy with adapters (minigpt/lora.py), which is its own reference
+            without them.
+        reward: a RewardModel, an Ensemble, or a function (prompts, responses) -> scores.
+        lr, kl_coeff: by default those of the advantage's recipe.
+        advantage: "gae"; "rloo" or "grpo", which need no value model and compare the
+            `samples_per_prompt` responses to each prompt; or a function (rollout) -> (B, T).  What
+            a function returns is used as it is, so it whitens or discounts by itself if it wants.
         value_model: what GAE compares with, trained in place; by default a copy of the reward
             model, which already knows what a good ending looks like.
         kl_estimator: (logps, ref_logps) -> the KL that each token pays for; see minigpt/kl.py.
@@ -100,58 +119,72 @@ def ppo_training(policy: MiniGPT, reference: MiniGPT, reward: RewardModel, promp
     Returns the policy (in eval mode), and for each episode the mean score and the mean KL to the
     reference in nats per response (exact over the vocabulary at each token).
     Raises ValueError if a frozen model shares a weight that is trained, if policy and reference
-    differ in shape, or if a prompt leaves no room for a response; TypeError if prompts is a single
-    string; FloatingPointError if a loss or a weight is not finite.
+    differ in shape, if a prompt leaves no room for a response, or if a reward function fails or
+    gives no finite number; TypeError if prompts is a single string; FloatingPointError if a loss
+    or a weight is not finite.
     """
+    reward = as_reward(reward)
     check_models(policy, reference, reward, value_model)
-    policy, reference, reward = unwrapped(policy), unwrapped(reference), unwrapped(reward)
-    config = PPOConfig(num_episodes=num_episodes, lr=lr, kl_coeff=kl_coeff, **options)
+    policy, reference = unwrapped(policy), None if reference is None else unwrapped(reference)
+    named = {} if callable(advantage) else {"advantage": str(advantage)}
+    config = with_recipe(PPOConfig, name_of(advantage), num_episodes=num_episodes, lr=lr,
+                         kl_coeff=kl_coeff, **named, **options)
+    check_groups(advantage, config)
     batches = prompt_batches(prompts, policy.max_seq_len, config)
     models: dict[str, nn.Module] = {"policy": policy.train()}
     if advantage == "gae":
-        value_model = copy.deepcopy(reward).requires_grad_(True) if value_model is None \
+        value_model = first_value_model(reward, policy) if value_model is None \
             else unwrapped(value_model)
         models["value"] = value_model.train()
-    elif value_model is not None or not callable(advantage):
-        raise ValueError(f"advantage={advantage!r} must be 'gae' or a function, and only 'gae' "
-                         "has use for a value_model")
+    elif value_model is not None:
+        raise ValueError(f"advantage={name_of(advantage)!r} has no use for a value_model: only "
+                         "'gae' has")
+    compare = advantage if callable(advantage) else in_groups(advantage)
     roll_out = RolloutMaker(reference, reward, config.max_new_tokens, config.missing_eos_penalty,
-                            kl_estimator, sample)
-    loop = TrainingLoop(models, config, batches, num_episodes, frozen=[reference, reward],
-                        lrs={"value": config.value_lr}, eps=1e-5,  # as in OpenAI's code
-                        state={"kl_coeff": kl_coeff},              # kept in checkpoints
+                            config.samples_per_prompt, kl_estimator, sample)
+    frozen = [model for model in (reference, reward) if model is not None]
+    loop = TrainingLoop(models, config, batches, num_episodes, frozen=frozen,
+                        lrs={"value": config.value_lr}, eps=1e-5,       # as in OpenAI's code
+                        state={"kl_coeff": config.kl_coeff},            # kept in checkpoints
                         identity={"advantage": name_of(advantage), "sample": name_of(sample),
                                   "kl_estimator": name_of(kl_estimator)})
     optimizer, log, warned = loop.optimizer, loop.log, False
     for prompt_batch in loop.whole_batches():                               # one episode each
         # 1. Roll out.
+        kl_coeff = loop.state["kl_coeff"]
         with optimizer.precision():
-            rollout = roll_out(loop.gathered("policy"), prompt_batch, loop.state["kl_coeff"],
+            rollout = roll_out(loop.gathered("policy"), prompt_batch,
+                               kl_coeff if config.kl_in == "reward" else 0.0,
                                seeded(config.seed, "sampling", loop.step, distributed.rank(),
                                       policy.device))
 
         # 2. Advantages.
         with torch.no_grad(), optimizer.precision():
-            if advantage == "gae":
+            if value_model is not None:
                 values = loop.gathered("value").values(rollout.batch)          # (B, T)
                 advantages, returns = gae(rollout.rewards, values, rollout.mask, config.gamma,
                                           config.lam)
                 if config.whiten:                      # after the returns were made from them
                     advantages = whiten(advantages, rollout.mask)
             else:
-                advantages = advantage(rollout)
+                advantages = compare(rollout)                                  # (B, T)
                 values = returns = torch.zeros_like(advantages)
-        experience = Experience(rollout.batch, rollout.logps, advantages, values, returns)
+        experience = Experience(rollout.batch, rollout.logps, rollout.ref_logps, advantages, values,
+                                returns)
 
         # 3. Update.
         update = UpdateMetrics(policy.device)
-        for minibatch in experience.minibatches(config.minibatch_size, config.ppo_epochs,
-                                                seeded(config.seed, "minibatches", loop.step)):
+        for minibatch in experience.minibatches(
+                config.minibatch_size // config.samples_per_prompt, config.ppo_epochs,
+                seeded(config.seed, "minibatches", loop.step)):
             for part in minibatch:                                          # microbatches
                 with optimizer.precision():
                     logps = token_logps(policy, part.batch)
                     loss, metrics = ppo_loss(logps, part.logps, part.advantages, part.mask,
                                              config.clip)
+                    if config.kl_in == "loss":
+                        kl = masked_mean(kl_k3(logps, part.ref_logps), part.mask)
+                        loss, metrics = loss + kl_coeff * kl, metrics | {"loss/kl_avg": kl.detach()}
                     if value_model is not None:
                         v_loss, v_metrics = value_loss(value_model.values(part.batch), part.values,
                                                        part.returns, part.mask, config.value_clip)
@@ -164,7 +197,7 @@ def ppo_training(policy: MiniGPT, reference: MiniGPT, reward: RewardModel, promp
             grad_norm = optimizer.step()                                   # clip, step, clear
             update.end_minibatch(grad_norm)
 
-        figures = {**rollout_metrics(rollout, loop.state["kl_coeff"]), **update.means()}
+        figures = {**rollout_metrics(rollout, kl_coeff), **update.means()}
         if value_model is not None:
             figures["val/explained_variance"] = explained_variance(values, returns, rollout.mask)
         if measure is not None:
@@ -174,26 +207,57 @@ def ppo_training(policy: MiniGPT, reference: MiniGPT, reward: RewardModel, promp
         log.write(figures)
         warned = warned or warn_of_collapse(loop.step + 1, log.last("objective/kl_exact"), rollout)
         loop.state["kl_coeff"] *= adaptive_factor(log.last("objective/kl"), config,
-                                                  batches.batch_size)
+                                                  batches.batch_size * config.samples_per_prompt)
     return loop.gathered("policy").eval(), log.history["objective/scores"], \
         log.history["objective/kl_exact"]
 
 
-def name_of(choice: Any) -> str:
-    """How a run remembers a choice that no option can express."""
-    if isinstance(choice, str):
-        return choice
-    return getattr(choice, "__qualname__", type(choice).__qualname__)
+def in_groups(advantage: str) -> Callable[[Rollout], Tensor]:
+    """"rloo" or "grpo" of a rollout's returns, the same for all tokens of a response: (B, T)."""
+    def compare(rollout: Rollout) -> Tensor:
+        returns = rollout.batch.response_sums(rollout.rewards)                 # (B, k)
+        return rollout.batch.on_tokens(GROUP_ADVANTAGES[advantage](returns))
+
+    return compare
 
 
-def check_models(policy: MiniGPT, reference: MiniGPT, reward: RewardModel,
+def first_value_model(reward: Reward, policy: MiniGPT) -> RewardModel:
+    """A copy of the reward model, or of the first in an ensemble; else the policy with a zero head.
+    """
+    of_ensemble = reward.members if isinstance(reward, Ensemble) else [reward]
+    known = next((member for member in of_ensemble if isinstance(member, RewardModel)), None)
+    if known is not None:
+        return copy.deepcopy(known).requires_grad_(True)
+    value_model = RewardModel.from_policy(merged(policy))
+    nn.init.zeros_(value_model.head.weight)
+    return value_model
+
+
+def check_groups(advantage: Advantage, config: PPOConfig) -> None:
+    """Raises UserError if responses cannot be compared in groups of samples_per_prompt."""
+    k = config.samples_per_prompt
+    if advantage in GROUP_ADVANTAGES and k < 2:
+        raise UserError(f"{advantage} compares a response with the others to its prompt, so "
+                        "samples_per_prompt (--samples-per-prompt) must be at least 2")
+    if advantage == "gae" and k > 1:
+        raise UserError(f"samples_per_prompt={k}: gae compares with a value model and needs no "
+                        f"groups: choose --advantage {' or '.join(GROUP_ADVANTAGES)}")
+    for name in ("batch_size", "minibatch_size"):
+        if getattr(config, name) % k:
+            raise UserError(f"{name}={getattr(config, name)} counts responses, so it must be a "
+                            f"multiple of samples_per_prompt={k}")
+
+
+def check_models(policy: MiniGPT, reference: MiniGPT | None, reward: Reward,
                  value_model: RewardModel | None) -> None:
     """Raises ValueError if training would change a frozen model, or if a response may not fit."""
-    check_reference(policy, reference)
+    if reference is not None:
+        check_reference(policy, reference)
     check_apart(policy, reward, "policy and reward", "make the reward model a copy")
     if value_model is not None:
         check_apart(value_model, reward, "value_model and reward", "make one of them a copy")
-        check_apart(value_model, reference, "value_model and reference", "make one a copy")
+        if reference is not None:
+            check_apart(value_model, reference, "value_model and reference", "make one a copy")
     for name, model in (("reward", reward), ("value_model", value_model)):
         if model is not None and unwrapped(model).max_seq_len < unwrapped(policy).max_seq_len:
             raise ValueError(f"{name} reads {unwrapped(model).max_seq_len} tokens, but the policy "
@@ -206,15 +270,20 @@ def prompt_batches(prompts: Sequence[str], max_seq_len: int, config: PPOConfig) 
     if not prompts:
         raise ValueError("prompts is empty: there is nothing to answer")
     examples = [tokenize_example(prompt, [], max_seq_len) for prompt in prompts]
-    batch_size = min(config.batch_size, len(prompts)) * distributed.world_size()
+    batch_size = min(config.batch_size // config.samples_per_prompt, len(prompts)) \
+        * distributed.world_size()
     copies = batch_size // math.gcd(len(examples), batch_size)  # the fewest that fill them all
     return Batches(examples * copies, batch_size, config.seed, pool_batches=1)
 
 
 def warn_of_collapse(episode: int, kl: float, rollout: Rollout) -> bool:
-    """Print a warning if the policy goes too far or no longer ends; whether there was one."""
+    """Warn if the policy goes too far, no longer ends, or learns nothing; whether it did."""
     signs = signs_of_collapse({"kl_nats_per_response": kl,
                                "finished_share": float(rollout.finished.float().mean())}, ADVICE)
+    flat = float(flat_groups(rollout.scores).float().mean())
+    if rollout.scores.shape[1] > 1 and flat > MOST_FLAT_GROUPS:
+        signs.append(f"in {flat:.0%} of the groups all responses score the same, so these teach "
+                     "nothing: raise --samples-per-prompt, or use a reward that tells more apart")
     warn([f"episode {episode}: {sign}" for sign in signs])
     return bool(signs)
 

@@ -11,17 +11,19 @@ from minigpt.batching import Batches
 from minigpt.examples import Text, check_texts, print_row_count, tokenize_example
 from minigpt.logprobs import map_examples
 from minigpt.metrics import preference_accuracy
-from reward.model import RewardModel
+from reward.combine import AnyReward, Ensemble, Reward, as_reward
 
 
-def score(model: RewardModel, prompts: Sequence[str], responses: Sequence[Text],
+def score(reward: AnyReward, prompts: Sequence[str], responses: Sequence[Text],
           batch_size: int = 128) -> Tensor:
     """The reward of each response, a text or ids as `generate` returned them: (B,).
 
-    A pair longer than max_seq_len is read up to there; one printed line says how many were.
+    reward: a RewardModel, an Ensemble, or a function (prompts, responses) -> scores.
+    A pair longer than its max_seq_len is read up to there; one printed line says how many were.
     Raises ValueError if the two lists differ in length or are empty; TypeError if one of them is a
-    single string.
+    single string, or if `reward` is none.
     """
+    model = as_reward(reward)
     check_texts("prompts", prompts)
     check_texts("responses", responses)
     examples = [tokenize_example(prompt, [response], model.max_seq_len)
@@ -33,26 +35,37 @@ def score(model: RewardModel, prompts: Sequence[str], responses: Sequence[Text],
     return rewards_of_examples(model, Batches(examples, batch_size))[:, 0]
 
 
-def reward_margins(model: RewardModel, rows: Sequence[Mapping]) -> Tensor:
+def reward_margins(reward: AnyReward, rows: Sequence[Mapping]) -> Tensor:
     """Chosen reward minus rejected reward of each of N rows, on the CPU: (N,).
 
     Exactly 0 where the two responses are the same, also if only once truncated.
     Raises DataError naming a row that cannot be used.
     """
+    model = as_reward(reward)
     examples = measured_examples(rows, model.max_seq_len)
     rewards = rewards_of_examples(model, Batches(examples, 64)).cpu()
     chosen, rejected = with_exact_ties(rewards, examples).unbind(1)
     return chosen - rejected
 
 
-def rewards_of_examples(model: RewardModel, batches: Batches) -> Tensor:
+def rewards_of_examples(model: Reward, batches: Batches) -> Tensor:
     """The reward of every response of every example, without a gradient: (N, k)."""
     return map_examples(model.rewards, batches, model.device)
 
 
-def evaluate_reward_accuracy(model: RewardModel, rows: Sequence[Mapping]) -> float:
+def evaluate_reward_accuracy(reward: AnyReward, rows: Sequence[Mapping]) -> float:
     """Share of rows whose chosen response has the higher reward; a tie counts one half."""
-    return float(preference_accuracy(reward_margins(model, rows)))
+    return float(preference_accuracy(reward_margins(reward, rows)))
+
+
+def disagreement(ensemble: Ensemble, rows: Sequence[Mapping]) -> float:
+    """The standard deviation between the members, averaged over the responses of these pairs.
+
+    Raises DataError naming a row that cannot be used.
+    """
+    batches = Batches(measured_examples(rows, ensemble.max_seq_len), 64)
+    return float(map_examples(lambda batch: ensemble.member_rewards(batch).std(0), batches,
+                              ensemble.device).mean())
 
 
 def calibration(margins: Tensor, bins: int = 5) -> list[dict[str, float]]:

@@ -1,12 +1,13 @@
 """The reward model, from data to report:  python -m reward.main
 
 Starts from an SFT model, learns from preference pairs which answer is better, and puts its zero at
-the SFT model's own answers.
+the SFT model's own answers.  With --members it trains several, which differ in their seeds, and
+saves them as one ensemble, and each for itself.
 """
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,40 +16,64 @@ from data.task import RowsConfig, Task, load_task
 from data.world import WorldConfig
 from minigpt import distributed
 from minigpt.checkpoint import save_checkpoint
-from minigpt.command import CommandConfig, begin, peak_memory_mb, report, run_command
+from minigpt.command import (
+    CommandConfig,
+    begin,
+    peak_memory_mb,
+    report,
+    run_command,
+    tokens_trained,
+)
 from minigpt.disk import write_json
 from minigpt.metrics import accuracy_figures, preference_accuracy
+from minigpt.options import Settings, option
 from minigpt.plots import save_calibration, save_curves
+from reward.combine import AnyReward, Ensemble
 from reward.evaluate import (
     accuracy_by_fault,
     calibration,
+    disagreement,
     evaluate_reward_accuracy,
     reward_margins,
     score,
 )
 from reward.model import RewardModel
-from reward.start import CENTERING_PROMPTS, fresh_reward_model, train_centered
+from reward.start import CENTERING_PROMPTS, fresh_reward_model, member_configs, train_members
 from reward.train import RewardConfig
 from sft.start import doubts_about, start_figures, starting_point
 
 
+@dataclass
+class EnsembleConfig(Settings):
+    """How many reward models to train."""
+
+    members: int = option(1, "reward models to train, from different seeds; several are saved as "
+                             "an ensemble of their mean", at_least=1)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     started = time.perf_counter()
-    command, rows, config, world_config = begin(__doc__, argv, CommandConfig, RowsConfig,
-                                                RewardConfig, WorldConfig, out="runs/reward")
+    command, rows, config, world_config, ensemble = begin(
+        __doc__, argv, CommandConfig, RowsConfig, RewardConfig, WorldConfig, EnsembleConfig,
+        out="runs/reward")
     task = load_task(rows, world_config, config.seed, command.init)
     sft_model = starting_point(replace(task, sft_rows=both_responses(task)), command, config)
 
     if config.reads == "response":
         print("the reward model reads the response alone, which is best for few rows "
               "(--reads both: the prompt, too)")
-    untrained = fresh_reward_model(sft_model, config)
+    configs, out = member_configs(config, ensemble.members), Path(config.out)
+    untrained = Ensemble([fresh_reward_model(sft_model, own) for own in configs])
     accuracy_before = evaluate_reward_accuracy(untrained, task.heldout_preferences)
-    model, losses, accuracies = train_centered(
+    members, losses, accuracies = train_members(
         sft_model, task.preferences, task.prompts[:CENTERING_PROMPTS], config,
-        command.max_new_tokens)
-    out = Path(config.out)
-    save_checkpoint(model, out / "model.pt")
+        command.max_new_tokens, ensemble.members)
+    for own, member in zip(configs, members, strict=True):
+        save_checkpoint(member, f"{own.out}/model.pt")
+    model: RewardModel | Ensemble = members[0]
+    if len(members) > 1:
+        model = Ensemble(members).eval()
+        save_checkpoint(model, out / "model.pt")
     if distributed.rank() > 0:  # only the first process reports
         return
 
@@ -63,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "calibration_error": sum(abs(b["predicted"] - b["observed"]) * b["pairs"]
                                  for b in bins) / len(margins),
     }
+    if isinstance(model, Ensemble):
+        summary |= ensemble_figures(model, task.heldout_preferences)
     if task.world:
         bayes = task.world.bayes_accuracy(task.heldout_preferences)
         summary["bayes_accuracy"] = bayes
@@ -70,8 +97,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         by_fault = accuracy_by_fault(task.world, task.heldout_preferences, margins)
         for fault, accuracy in by_fault.items():
             summary["accuracy_where_rejected_is_" + fault.replace(" ", "_")] = accuracy
+    summary |= {"tokens_trained": tokens_trained(config.out)}
     summary |= {"seconds": time.perf_counter() - started, "peak_memory_mb": peak_memory_mb(),
-                "models_in_memory": 1}
+                "models_in_memory": len(members)}
     start = start_figures(sft_model, task)
     report("Reward model: held-out pairs", start | summary, config.out, doubts_about(start))
     show_calibration(bins, out)
@@ -92,6 +120,13 @@ def both_responses(task: Task) -> list[Record]:
             for row in task.preferences for side in ("chosen", "rejected")]
 
 
+def ensemble_figures(ensemble: Ensemble, rows: Sequence[Record]) -> dict[str, float]:
+    """How well each member does alone, and how much the members disagree."""
+    alone = {f"accuracy_heldout_member_{number}": evaluate_reward_accuracy(member, rows)
+             for number, member in enumerate(ensemble.members, start=1)}
+    return {**alone, "disagreement_heldout": disagreement(ensemble, rows)}
+
+
 def show_calibration(bins: Sequence[dict[str, Any]], out: Path) -> None:
     """Print the calibration; write it to calibration.json and calibration.png."""
     print("\nCalibration: how often annotators agree with the model's choice, by how sure it is")
@@ -102,7 +137,7 @@ def show_calibration(bins: Sequence[dict[str, Any]], out: Path) -> None:
     save_calibration(out / "calibration.png", bins)
 
 
-def show_scores(model: RewardModel, rows: Sequence[Record]) -> None:
+def show_scores(model: AnyReward, rows: Sequence[Record]) -> None:
     """Print a few pairs with their rewards."""
     print("\nSome pairs and their rewards (0 is the SFT model's average answer)")
     for row in rows:

@@ -1,23 +1,45 @@
-"""The reward model that other stages start from: trained, and its zero put where PPO needs it."""
+"""The reward that other stages start from: trained, and its zero put where PPO needs it."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
 from data.task import Task
 from minigpt.checkpoint import save_checkpoint
 from minigpt.command import CommandConfig, load_model
+from minigpt.errors import UserError
 from minigpt.evaluation import sample_responses
 from minigpt.examples import Text, check_texts
+from minigpt.judged import Judge
 from minigpt.model import MiniGPT
-from minigpt.recipes import settings_of_start
+from minigpt.options import Settings, option
+from minigpt.recipes import below, settings_of_start
+from minigpt.seeding import seed_of
 from minigpt.settings import TrainingConfig
+from reward.combine import COMBINATIONS, Ensemble, FunctionReward, Reward, as_reward
 from reward.evaluate import score
 from reward.model import RewardModel
 from reward.train import RewardConfig, train_reward_model
 
 CENTERING_PROMPTS = 256  # training prompts whose SFT answers set the zero
+WORLD = "world"          # what --reward calls the verifiable reward of the little world
+
+
+@dataclass
+class RewardFileConfig(Settings):
+    """What judges the answers."""
+
+    reward: list[str] | None = option(None, "checkpoints of reward models, or 'world': 1 for a "
+                                            "right and complete answer of the little world, else 0 "
+                                            "(by default the command trains a reward model)")
+    reward_weights: list[float] | None = option(None, "a weight for each --reward: the reward is "
+                                                      "their weighted sum")
+    reward_combine: str = option("mean", "what several rewards make without weights: their mean, "
+                                         "or the least of them", choices=COMBINATIONS)
 
 
 def fresh_reward_model(sft_model: MiniGPT, config: RewardConfig) -> RewardModel:
@@ -44,19 +66,92 @@ def train_centered(sft_model: MiniGPT, rows: Sequence[Mapping], prompts: Sequenc
 
     `samples` answers to each of `prompts` set the zero.  Returns what `train_reward_model` does.
     """
-    check_texts("prompts", prompts)
-    model = fresh_reward_model(sft_model, config)
-    model, losses, accuracies = train_reward_model(model, rows, **vars(config))
-    asked, answers = sample_responses(sft_model, prompts, samples, max_new_tokens, config.seed)
-    center(model, asked, [answer.ids for answer in answers])
+    (model,), losses, accuracies = train_members(sft_model, rows, prompts, config, max_new_tokens,
+                                                 samples=samples)
     return model, losses, accuracies
 
 
-def reward_model_of(path: str | None, reference: MiniGPT, task: Task, command: CommandConfig,
-                    config: TrainingConfig) -> RewardModel:
-    """The reward model for another stage: from --reward, or trained in its folder."""
-    if path is not None:
-        return load_model(path, RewardModel, "--reward", command.device)
+def train_members(sft_model: MiniGPT, rows: Sequence[Mapping], prompts: Sequence[str],
+                  config: RewardConfig, max_new_tokens: int, members: int = 1, samples: int = 1
+                  ) -> tuple[list[RewardModel], list[float], list[float]]:
+    """Several reward models trained as `train_centered` does, to be the members of an ensemble.
+
+    They differ by `member_configs`, and have their zero at the same answers.  Returns them, and the
+    loss and the accuracy of every step, each the mean over the members.
+    """
+    check_texts("prompts", prompts)
+    runs = [train_reward_model(fresh_reward_model(sft_model, own), rows, **vars(own))
+            for own in member_configs(config, members)]
+    models, losses, accuracies = zip(*runs, strict=True)
+    asked, answers = sample_responses(sft_model, prompts, samples, max_new_tokens, config.seed)
+    for model in models:
+        center(model, asked, [answer.ids for answer in answers])
+    return list(models), _means(losses), _means(accuracies)
+
+
+def _means(of_members: Sequence[Sequence[float]]) -> list[float]:
+    return [fmean(step) for step in zip(*of_members, strict=True)]
+
+
+def member_configs(config: RewardConfig, members: int) -> list[RewardConfig]:
+    """The settings of each member: a seed, for head and data order, and a folder of its own.
+
+    Of one alone: the run's.
+    """
+    if members == 1:
+        return [config]
+    return [replace(config, seed=seed_of(config.seed, "member", number),
+                    out=below(config.out, f"member_{number}"))
+            for number in range(1, members + 1)]
+
+
+def check_rewards(paths: Sequence[str] | None, weights: Sequence[float] | None, has_data: bool,
+                  combine: str = "mean") -> None:
+    """Raises UserError if these settings of RewardFileConfig do not fit together, or not the data.
+
+    A command calls it before it trains anything.
+    """
+    count = len(paths or ())
+    if weights is not None and len(weights) != count:
+        raise UserError(f"--reward-weights has {len(weights)} weights for {count} rewards: give "
+                        "one for each --reward")
+    if weights is not None and combine != "mean":
+        raise UserError("--reward-weights makes a weighted sum of the rewards and --reward-combine "
+                        f"{combine} the least of them: choose one")
+    if has_data and WORLD in (paths or ()):
+        raise UserError(f"--reward {WORLD} needs the little world: leave out --data")
+
+
+def reward_of(paths: Sequence[str] | None, weights: Sequence[float] | None, combine: str,
+              reference: MiniGPT, task: Task, command: CommandConfig,
+              config: TrainingConfig) -> Reward:
+    """The reward for another stage: of --reward (see RewardFileConfig), or trained in its folder.
+
+    Raises UserError as `check_rewards` does, and if a file holds no reward.
+    """
+    check_rewards(paths, weights, task.world is None, combine)
+    if not paths:
+        return trained_reward_model(reference, task, command, config)
+    rewards = [named_reward(path, task, command) for path in paths]
+    if len(rewards) > 1 or weights is not None:
+        return Ensemble(rewards, combine, weights)
+    only, = rewards
+    if isinstance(only, Ensemble) and only.weights is None and combine != "mean":
+        return Ensemble(only.members, combine)
+    return only
+
+
+def named_reward(path: str, task: Task, command: CommandConfig, option: str = "--reward") -> Reward:
+    """What one of the names after --reward stands for."""
+    if path != WORLD:
+        return as_reward(load_model(path, (RewardModel, Ensemble), option, command.device))
+    assert task.world is not None  # see check_rewards
+    return FunctionReward(task.world.verify)
+
+
+def trained_reward_model(reference: MiniGPT, task: Task, command: CommandConfig,
+                         config: TrainingConfig) -> RewardModel:
+    """A reward model trained in the folder of another stage's run."""
     print("no --reward given: training a reward model")
     reward_config = settings_of_start(RewardConfig, "reward", config, command.quick,
                                       task.world is None)
@@ -64,3 +159,15 @@ def reward_model_of(path: str | None, reference: MiniGPT, task: Task, command: C
                                   reward_config, command.max_new_tokens)
     save_checkpoint(reward, Path(reward_config.out) / "model.pt")
     return reward
+
+
+def judge_of(path: str, task: Task, command: CommandConfig) -> Judge:
+    """What --judge names, as a function (prompts, responses) -> scores.
+
+    'world' is the true reward here: a judge ranks answers, so it may know more than right or wrong.
+    """
+    if path != WORLD:
+        return partial(score, named_reward(path, task, command, "--judge"))
+    assert task.world is not None  # see check_rounds
+    true_reward = task.world.true_reward
+    return lambda prompts, responses: list(map(true_reward, prompts, responses))

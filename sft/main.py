@@ -1,10 +1,13 @@
 """Supervised fine-tuning, from data to report:  python -m sft.main
 
-A base model reads plain text, then learns to answer from demonstrations.
+A base model reads plain text, then learns to answer from demonstrations.  `--rounds` goes on with
+rejection sampling: SFT on the best of the model's own answers.
 """
 
+import copy
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from data.task import RowsConfig, Task, load_task
@@ -18,6 +21,7 @@ from minigpt.command import (
     peak_memory_mb,
     report,
     run_command,
+    tokens_trained,
 )
 from minigpt.evaluation import (
     sample_responses,
@@ -25,10 +29,14 @@ from minigpt.evaluation import (
     signs_of_collapse,
     text_measures,
 )
+from minigpt.judged import check_rounds, sampling_figures
 from minigpt.log import warn
 from minigpt.model import MiniGPT
 from minigpt.plots import save_curves
+from minigpt.recipes import below
+from reward.start import judge_of
 from sft.evaluate import evaluate_loss
+from sft.rounds import RejectionConfig, sft_rounds
 from sft.start import doubts_about, plain_text_rows, train_base_model, train_sft_model
 from sft.train import SFTConfig
 
@@ -39,15 +47,24 @@ ADVICE = {"finished_share": "train longer (--num-epochs), on responses that are 
 
 def main(argv: Sequence[str] | None = None) -> None:
     started = time.perf_counter()
-    command, rows, config, world_config = begin(__doc__, argv, CommandConfig, RowsConfig, SFTConfig,
-                                                WorldConfig, out="runs/sft")
+    command, rows, config, rejection, world_config = begin(
+        __doc__, argv, CommandConfig, RowsConfig, SFTConfig, RejectionConfig, WorldConfig,
+        out="runs/sft")
+    check_rounds(rejection, rows.data is not None)
     task = load_task(rows, world_config, config.seed, command.init, "demonstrations")
 
     if command.init:
         base = load_model(command.init, MiniGPT, "--init", command.device)
     else:
         base = train_base_model(task, config, command.device)
-    model, losses = train_sft_model(base, task, config)
+    if rejection.judge is None:
+        model, losses = train_sft_model(base, task, config)
+    else:  # from --init, or after SFT in a folder of its own
+        base = base if command.init else train_sft_model(
+            base, task, replace(config, out=below(config.out, "sft")))[0]
+        model, losses = sft_rounds(copy.deepcopy(base), task.prompts,
+                                   judge_of(rejection.judge, task, command), rejection, config,
+                                   command.max_new_tokens)
     out = Path(config.out)
     save_checkpoint(base, out / "base.pt")
     save_checkpoint(model, out / "model.pt")
@@ -55,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
 
     summary = measure(base, model, task, command, config)
+    summary |= {**sampling_figures(rejection, config.out),
+                "tokens_trained": tokens_trained(config.out)}
     summary |= {"seconds": time.perf_counter() - started, "peak_memory_mb": peak_memory_mb(),
                 "models_in_memory": 1}
     report("SFT: held-out prompts", summary, config.out,

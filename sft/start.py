@@ -12,6 +12,7 @@ from data.task import Task
 from minigpt.checkpoint import save_checkpoint
 from minigpt.command import CommandConfig, check_device, load_model
 from minigpt.examples import check_texts
+from minigpt.lora import LoraConfig, check_rank
 from minigpt.model import MiniGPT
 from minigpt.recipes import below, settings_of_start
 from minigpt.settings import TrainingConfig
@@ -56,6 +57,20 @@ def starting_point(task: Task, command: CommandConfig, config: TrainingConfig) -
     model, _ = train_sft_model(base, task, sft_config)
     save_checkpoint(model, Path(sft_config.out) / "model.pt")
     return model
+
+
+def check_lora(lora: LoraConfig, command: CommandConfig) -> None:
+    """Raises UserError, before anything is trained, if the start is too narrow for this rank."""
+    if lora.lora_rank is not None:
+        start = MiniGPT() if command.init is None else \
+            load_model(command.init, MiniGPT, "--init", command.device)
+        check_rank(lora.lora_rank, start.settings["embed_dim"])
+
+
+def start_again(command: CommandConfig, config: TrainingConfig) -> MiniGPT:
+    """The model of `starting_point` once more, from disk, where a run has changed it in place."""
+    path = command.init or f"{config.out}/sft/model.pt"
+    return load_model(path, MiniGPT, "--init", command.device)
 
 
 def start_figures(start: MiniGPT, task: Task) -> dict[str, float]:

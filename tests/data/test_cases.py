@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from data import DataError, load_preferences, load_sft
+from data import DataError, load_preferences, load_sft, load_unpaired
 
 FOLDER = Path(__file__).parent / "cases"
 CASES = json.loads((FOLDER / "cases.json").read_text(encoding="utf-8"))
-LOADERS = {"preferences": load_preferences, "sft": load_sft}
+LOADERS = {"preferences": load_preferences, "sft": load_sft, "unpaired": load_unpaired}
 
 
 def name_of(case):

@@ -3,10 +3,16 @@ import json
 
 import pytest
 
-from data import DataError, load_preferences, load_sft
+from data import DataError, load_preferences, load_sft, load_unpaired
 from data.conversations import ROLES
 from data.layouts import SPELLINGS, read_prompt
-from data.preferences import Located, check_preferences, check_sft, load_prompts
+from data.preferences import (
+    Located,
+    check_preferences,
+    check_sft,
+    check_unpaired,
+    load_prompts,
+)
 from data.splits import SHORTEST_PROMPT, truncate_records
 from minigpt import EOS, PAD, SEP, decode, encode
 from minigpt.examples import tokenize_example
@@ -28,6 +34,7 @@ VALID_ROWS = [
     {"chosen": TALK, "rejected": [*TALK[:2], {"from": "gpt", "value": "b"}]},
     {"prompt": TALK[:2], "chosen": TALK[2:], "rejected": [{"role": "assistant", "content": "b"}]},
     {"chosen": "\n\nHuman: q\n\nAssistant: a1", "rejected": "\n\nHuman: q\n\nAssistant: a2"},
+    {"prompt": "q", "completion": "a", "label": False}, {"messages": TALK, "kto_tag": "yes"},
     {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}]
 LINES = "".join(json.dumps(row) + "\n" for row in VALID_ROWS).encode()
 VALID_FILES = {
@@ -58,10 +65,11 @@ def mutated(draw, content):
 
 
 def check_file(path, content):
-    """Both readers give whole records, or an error that names the file; nothing else may happen."""
+    """Each reader gives whole records, or an error that names the file; nothing else may happen."""
     path.write_bytes(content)
     for load, columns in ((load_preferences, ("prompt", "chosen", "rejected")),
                           (load_sft, ("prompt", "response")),
+                          (load_unpaired, ("prompt", "completion", "label")),
                           (lambda path: [{"prompt": text} for text in load_prompts(path)],
                            ("prompt",))):
         try:
@@ -76,9 +84,11 @@ def check_file(path, content):
 def check_records(records, columns):
     for record in records:
         assert tuple(record) == columns
-        assert all(isinstance(text, str) and encode(text) is not None for text in record.values())
-        assert all(record[column].strip() for column in columns
-                   if columns[1:] != ("response",) or column != "prompt")
+        assert isinstance(record.get("label", True), bool)
+        texts = {name: text for name, text in record.items() if name != "label"}
+        assert all(isinstance(text, str) and encode(text) is not None for text in texts.values())
+        assert all(text.strip() for name, text in texts.items()
+                   if columns[1:] != ("response",) or name != "prompt")
         assert "chosen" not in record or record["chosen"] != record["rejected"]
 
 
@@ -155,7 +165,7 @@ def check_prompt(rows):
 
 @pytest.mark.parametrize(("check", "columns"), [
     (check_preferences, ("prompt", "chosen", "rejected")), (check_sft, ("prompt", "response")),
-    (check_prompt, ("prompt",))])
+    (check_unpaired, ("prompt", "completion", "label")), (check_prompt, ("prompt",))])
 @examples(400)
 @given(row=ANY_ROW)
 def test_any_json_value_as_a_row_is_a_record_or_a_data_error_that_names_it(check, columns, row):
@@ -164,7 +174,8 @@ def test_any_json_value_as_a_row_is_a_record_or_a_data_error_that_names_it(check
     except DataError as error:
         assert str(error).startswith("row 0: ")
     else:
-        assert len(records) == 1 or (columns == ("prompt", "response") and records)
+        assert len(records) == 1 or (columns == ("prompt", "response") and records) or \
+            [record.get("label") for record in records] == [True, False]
         check_records(records, columns)
 
 
@@ -223,7 +234,11 @@ PREFERENCE_LISTS = st.lists(st.fixed_dictionaries({
 SFT_LISTS = st.lists(st.fixed_dictionaries({
     "prompt": st.text(LETTERS, max_size=40),
     "response": st.text(LETTERS, min_size=1, max_size=15)}), min_size=1, max_size=8)
-RECORDS = PREFERENCE_LISTS | SFT_LISTS
+UNPAIRED_LISTS = st.lists(st.fixed_dictionaries({
+    "prompt": st.text(LETTERS, max_size=40),
+    "completion": st.text(LETTERS, min_size=1, max_size=15), "label": st.booleans()}),
+    min_size=1, max_size=8)
+RECORDS = PREFERENCE_LISTS | SFT_LISTS | UNPAIRED_LISTS
 
 
 def size(text):
@@ -231,7 +246,7 @@ def size(text):
 
 
 def responses(record):
-    return [text for name, text in record.items() if name != "prompt"]
+    return [text for name, text in record.items() if name not in ("prompt", "label")]
 
 
 def needs(record):

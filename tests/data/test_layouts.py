@@ -4,11 +4,11 @@ import json
 import numpy as np
 import pytest
 
-from data import DataError, load_preferences, load_sft
+from data import DataError, load_preferences, load_sft, load_unpaired
 from data.conversations import ROLES
 from data.files import save_jsonl
-from data.layouts import SPELLINGS
-from data.preferences import check_preferences, check_sft, load_prompts
+from data.layouts import BAD_LABELS, GOOD_LABELS, SPELLINGS
+from data.preferences import check_preferences, check_sft, check_unpaired, load_prompts
 
 CONVERSATION_COLUMNS = SPELLINGS["messages"]
 
@@ -63,6 +63,10 @@ def demonstration(prompt, response):
     return {"prompt": prompt, "response": response}
 
 
+def unpaired(prompt, completion, label):
+    return {"prompt": prompt, "completion": completion, "label": label}
+
+
 @pytest.fixture
 def save(tmp_path):
     """Rows -> the path of a file of them."""
@@ -79,9 +83,11 @@ PAIRS = [(check_preferences, load_preferences, pair, layout, example)
          for layout, example in PREFERENCES.items()]
 ANSWERS = [(check_sft, load_sft, demonstration, layout, example)
            for layout, example in DEMONSTRATIONS.items()]
+LABELLED = [(check_unpaired, load_unpaired, unpaired, layout, ({**row, "label": 0}, *texts, False))
+            for layout, (row, *texts) in DEMONSTRATIONS.items() if layout != "transcripts"]
 
 
-@pytest.mark.parametrize("check, load, record, layout, example", PAIRS + ANSWERS)
+@pytest.mark.parametrize("check, load, record, layout, example", PAIRS + ANSWERS + LABELLED)
 def test_every_layout_is_read_and_said(save, capsys, check, load, record, layout, example):
     row, *texts = example
     expected = record(*texts)
@@ -700,7 +706,7 @@ def test_each_turn_of_an_assistant_is_a_demonstration(row, expected):
 
 
 @pytest.mark.parametrize("column", SPELLINGS["label"])
-@pytest.mark.parametrize("bad", [False, 0, 0.0, "false", "False", " FALSE ", "0", "0.0",
+@pytest.mark.parametrize("bad", [False, 0, 0.0, -1, " FALSE ", *BAD_LABELS,
                                  np.bool_(False), np.int64(0), np.float64(0)])
 def test_a_row_that_is_labelled_bad_is_never_imitated(save, capsys, column, bad):
     rows = [{"prompt": "q", "completion": "b", column: bad}, {"messages": sharegpt("q", "a"),
@@ -735,6 +741,129 @@ def test_text_alone_is_plain_text(row):
 def test_plain_text_that_is_none_is_named(nothing):
     with pytest.raises(DataError, match="row 1: "):
         check_sft([{"text": "Once."}, {"text": nothing}])
+
+
+# --- unpaired -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("column", SPELLINGS["label"])
+@pytest.mark.parametrize(("value", "label"), [
+    *((value, True) for value in (True, 1, 1.0, "True", " TRUE ", "Yes", np.bool_(True),
+                                  np.int64(1), np.float64(1), *GOOD_LABELS)),
+    *((value, False) for value in (False, 0, 0.0, -1, -1.0, "False", " FALSE ", "No",
+                                   np.bool_(False), np.int64(0), np.float64(0), *BAD_LABELS))])
+def test_every_form_of_a_label_is_accepted(column, value, label):
+    assert check_unpaired([{"prompt": "q", "completion": "a", column: value}]) == [
+        unpaired("q", "a", label)]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS["response"])
+def test_every_spelling_of_a_labelled_response_is_accepted(spelling):
+    assert check_unpaired([{"question": "q", spelling: "a", "kto_tag": True}]) == [
+        unpaired("q", "a", True)]
+
+
+@pytest.mark.parametrize("value", [None, "", " ", 0.5, 2, "maybe", "truee", [True], {"a": 1},
+                                   float("nan"), "\ud83d"])
+def test_what_is_no_label_is_named_with_what_is_accepted(save, capsys, value):
+    good = unpaired("q", "a", True)
+    with pytest.raises(DataError) as error:
+        check_unpaired([good, {**good, "label": value}])
+    assert str(error.value) == (
+        f"row 1: column 'label' is {value!r}, neither good (true, 1, 1.0, +1, yes, good, up) nor "
+        "bad (false, 0, 0.0, -1, -1.0, no, bad, down)")
+    if value == 0.5:
+        rows = [{**good, "label": 0.01 * n} for n in range(2, 6)]
+        path = save([good, *rows])
+        assert load_unpaired(path) == [good]
+        assert "rows: column 'label' is neither good (true, " in capsys.readouterr().out
+        with pytest.raises(DataError, match=r"rows\.jsonl, line 2: column 'label' is 0\.02, nei"):
+            load_unpaired(path, strict=True)
+
+
+@pytest.mark.parametrize(("row", "reason"), [
+    ({"prompt": "q", "completion": "a"},
+     r"no column for the label \(accepted: label, kto_tag\); the columns found are prompt, comp"),
+    ({"prompt": "q", "label": 1}, "no column for the response"),
+    ({"completion": "a", "label": 1}, "no column for the prompt"),
+    ({"text": "a", "label": 1}, "no column for the response"),
+    ({"prompt": "", "completion": "a", "label": 1}, "column 'prompt' is empty"),
+    ({"prompt": "q", "completion": " ", "label": 1}, "column 'completion' is empty"),
+    ({"prompt": "q", "completion": 3, "label": 1}, "column 'completion' is int, not text"),
+    ({"prompt": "q", "completion": "\ud83d", "label": 1}, "column 'completion' contains a lone"),
+    ({"messages": [user("\ud83d"), assistant("a")], "label": 1}, "column 'prompt' contains a lone"),
+    ({"messages": [user("q")], "label": 1}, "the conversation has no message of an assistant"),
+    ({"messages": [user("q"), said("wizard", "a")], "label": 1}, "column 'messages': message 1 "),
+    ({"prompt": "q", "chosen": "a", "rejected": ""}, "column 'rejected' is empty"),
+    ({"prompt": "q", "chosen": "a"}, "no column for the rejected"),
+    ({"prompt": "q", "chosen": "", "rejected": "b"}, "column 'chosen' is empty"),
+    ({"prompt": "q", "chosen": "a", "rejected": "", "label": 1}, "no column for the response"),
+    ({"prompt": "q", "chosen": "a", "rejected": "a"}, r"chosen and rejected are identical \('a'\)"),
+    (3, "expected an object")])
+def test_an_unpaired_row_that_cannot_be_used_is_named(row, reason):
+    with pytest.raises(DataError, match=f"row 1: {reason}"):
+        check_unpaired([unpaired("q", "a", True), row])
+
+
+@pytest.mark.parametrize(("row", "prompt", "completion"), [
+    ({"messages": [user("q"), assistant("a")]}, "q", "a"),
+    ({"messages": sharegpt("q0", "a0", "q", "a")}, TALK, "a"),
+    ({"messages": sharegpt("q0", "a0", "q", "a", "Thanks")}, TALK, "a"),
+    ({"conversations": [["q0", "a0"], ["q", "a"]]}, TALK, "a"),
+    ({"messages": transcript("q0", "a0", "q", "a")}, TALK, "a"),
+    ({"messages": sharegpt("q0", "a0", "q"), "response": "a"}, TALK, "a"),
+    ({"prompt": sharegpt("q0", "a0", "q"), "completion": [assistant("a")]}, TALK, "a"),
+    ({"prompt": [user("q0")], "completion": sharegpt("", "a0", "q", "a")[1:]}, TALK, "a"),
+    ({"prompt": [user("q")], "completion": "a"}, "q", "a"),
+    ({"history": [["q0", "a0"]], "prompt": "q", "response": "a"}, TALK, "a"),
+    ({"instruction": "Add.", "input": "2+2", "output": "4"}, "Add.\n\n2+2", "4"),
+    ({"system": "s", "prompt": "q", "completion": "a"},
+     "System: s\n\nHuman: q\n\nAssistant:", "a")])
+@pytest.mark.parametrize("label", [True, False])
+def test_a_label_is_about_the_last_answer_and_what_was_said_before_is_the_prompt(
+        row, prompt, completion, label):
+    assert check_unpaired([{**row, "label": label}]) == [unpaired(prompt, completion, label)]
+
+
+@pytest.mark.parametrize("more", [{}, {"label": 0}, {"label": "maybe"}, {"completion": "c"},
+                                  {"completion": None, "label": None}])
+@pytest.mark.parametrize("layout", PREFERENCES)
+def test_a_pair_is_taken_apart_whatever_label_stands_beside_it(layout, more):
+    row, prompt, chosen, rejected = PREFERENCES[layout]
+    assert check_unpaired([{**row, **more}]) == [unpaired(prompt, chosen, True),
+                                                 unpaired(prompt, rejected, False)]
+
+
+def test_unpaired_rows_of_a_file_are_counted_and_those_labelled_bad_are_kept(save, capsys):
+    bad, good, two = unpaired("q", "a", False), unpaired("r", "b", True), pair("s", "c", "d")
+    path = save([bad, good, two, {**bad, "label": None}, pair("t", "e", "e")])
+    expected = [bad, good, unpaired("s", "c", True), unpaired("s", "d", False)]
+    assert load_unpaired(path) == expected
+    read, unusable, same = capsys.readouterr().out.splitlines()
+    assert read == (f"{path}: 4 records of prompt, completion, label from 3 rows, found as columns")
+    assert unusable.endswith("left out 1 of 5 rows: column 'label' is neither good (true, 1, 1.0, "
+                             "+1, yes, good, up) nor bad (false, 0, 0.0, -1, -1.0, no, bad, down): "
+                             "1 (line 4)")
+    assert same.endswith("left out 1 of 5 rows: chosen and rejected are identical: 1 (line 5)")
+    assert load_unpaired(save([bad] * 30), strict=True) == [bad] * 30
+    with pytest.raises(DataError, match="no rows that can be used"):
+        load_unpaired(save([pair("t", "e", "e")]), strict=True)
+
+
+def test_labels_in_csv_are_text(tmp_path):
+    (tmp_path / "rows.csv").write_text(
+        "Prompt,Completion,Label\nq,a,TRUE\nr,b,False\ns,c,1\nt,d,0.0\nu,e,\nv,f,Up\n")
+    assert load_unpaired(tmp_path / "rows.csv") == [
+        unpaired("q", "a", True), unpaired("r", "b", False), unpaired("s", "c", True),
+        unpaired("t", "d", False), unpaired("v", "f", True)]
+
+
+def test_unpaired_rows_may_be_columns_and_are_read_again_as_they_are():
+    rows = [unpaired("q", "a", True), unpaired("r", "b", False)]
+    assert check_unpaired({name: [row[name] for row in rows] for name in rows[0]}) == rows
+    assert check_unpaired(check_unpaired(rows)) == rows
+    with pytest.raises(DataError, match="no rows"):
+        check_unpaired([])
 
 
 # --- prompts alone --------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 
 from data import PREFERENCE_DATA, DataError, load_preferences, load_sft
 from data.files import save_jsonl
-from data.layouts import SPELLINGS, read_demonstrations, read_preference
+from data.layouts import SPELLINGS, read_demonstrations, read_preference, read_unpaired
 from data.preferences import check_preferences, check_sft, read_records
 from minigpt import EOS
 from minigpt.examples import tokenize_example
@@ -353,6 +353,8 @@ def test_a_row_is_known_by_its_first_prompt_and_plain_text_by_itself(tmp_path):
     path = write(tmp_path / "rows.jsonl", [{"conversation": talk}, {"text": "Once."}, GOOD])
     assert [row.group for row in read_records([path], read_demonstrations)] == ["q", "q", "Once.",
                                                                                "q"]
+    path = write(tmp_path / "rows.jsonl", [{"conversation": talk, "label": 0}, GOOD])
+    assert [row.group for row in read_records([path], read_unpaired)] == ["q", "q", "q"]
 
 
 # --- conversations that were saved as text --------------------------------------------------------

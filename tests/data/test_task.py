@@ -190,3 +190,144 @@ def test_conversations_that_were_saved_as_text_are_preferences_for_ppo_too(tmp_p
     save_jsonl(rows, tmp_path / "rows.jsonl")
     task = load_task(config_of(tmp_path, "rows.jsonl"), WorldConfig(), 0, kind="prompts")
     assert len(task.preferences) + len(task.heldout_preferences) == 20
+
+
+# --- unpaired -------------------------------------------------------------------------------------
+
+
+def judged(prompts, label=lambda n: n % 2 == 0):
+    return [{"prompt": prompt, "completion": f"{n}.", "label": label(n)}
+            for n, prompt in enumerate(prompts)]
+
+
+def good_ones(rows):
+    return [{"prompt": row["prompt"], "response": row["completion"]} for row in rows
+            if row["label"]]
+
+
+def test_task_of_an_unpaired_file_keeps_prompts_apart_and_demonstrates_the_good(tmp_path):
+    rows = judged([f"{n % 40}?" for n in range(120)], lambda n: n % 3 == 0)
+    save_jsonl(rows, tmp_path / "rows.jsonl")
+    task = load_task(config_of(tmp_path, "rows.jsonl"), WorldConfig(), 0, kind="unpaired")
+    held = set(task.heldout_prompts)
+    assert task.unpaired == [row for row in rows if row["prompt"] not in held]
+    assert task.heldout_unpaired == [row for row in rows if row["prompt"] in held]
+    assert task.sft_rows == good_ones(task.unpaired)
+    assert task.heldout_sft_rows == good_ones(task.heldout_unpaired)
+    assert len(held) + len(task.prompts) == 40 and held.isdisjoint(task.prompts)
+    assert task.preferences == task.heldout_preferences == task.prompt_rows == []
+    sft = load_task(config_of(tmp_path, "rows.jsonl"), WorldConfig(), 0, kind="demonstrations")
+    assert task.sft_rows == sft.sft_rows and task.heldout_sft_rows == sft.heldout_sft_rows
+
+
+def test_unpaired_rows_and_preferences_of_the_same_prompts_hold_out_the_same(tmp_path, make_pairs):
+    pairs = make_pairs(60)
+    save_jsonl(pairs, tmp_path / "pairs.jsonl")
+    save_jsonl(judged([row["prompt"] for row in pairs]), tmp_path / "rows.jsonl")
+    task = load_task(config_of(tmp_path, "rows.jsonl"), WorldConfig(), 0, kind="unpaired")
+    paired = load_task(config_of(tmp_path, "pairs.jsonl"), WorldConfig(), 0)
+    assert task.heldout_prompts == paired.heldout_prompts and task.prompts == paired.prompts
+    for kind in ("unpaired", "prompts"):  # which are read as the preferences that they are
+        assert load_task(config_of(tmp_path, "pairs.jsonl"), WorldConfig(), 0,
+                         kind=kind) == paired
+
+
+def test_labelled_turns_of_one_conversation_are_on_one_side_and_sft_agrees(tmp_path):
+    rows = [{"messages": [message for turn in range(last) for message in (
+                {"role": "user", "content": f"{n}? {turn}"},
+                {"role": "assistant", "content": f"{n}. {turn}"})], "label": label}
+            for n in range(50) for last, label in ((1, True), (2, False), (3, True))]
+    save_jsonl(rows, tmp_path / "rows.jsonl")
+    config = config_of(tmp_path, "rows.jsonl")
+    task = load_task(config, WorldConfig(), 0, kind="unpaired")
+
+    def numbers(rows, column="completion"):
+        return {int(row[column].split(".")[0]) for row in rows}
+    train, held = numbers(task.unpaired), numbers(task.heldout_unpaired)
+    assert train.isdisjoint(held) and train | held == set(range(50))
+    assert len(task.unpaired) == 3 * len(train)
+    sft = load_task(config, WorldConfig(), 0, kind="demonstrations")
+    assert numbers(sft.sft_rows, "response") == train
+
+
+@pytest.mark.parametrize(("label", "word"), [(True, "good"), (False, "bad")])
+def test_an_unpaired_file_whose_training_rows_have_one_label_is_refused(tmp_path, label, word):
+    prompts = [f"{n}?" for n in range(30)]
+    save_jsonl(judged(prompts), tmp_path / "mixed.jsonl")
+    held = load_task(config_of(tmp_path, "mixed.jsonl"), WorldConfig(), 0,
+                     kind="unpaired").heldout_prompts
+    message = f"every row is labelled {word}: KTO needs some of each"
+    for rows in (judged(prompts, lambda n: label),
+                 judged(prompts, lambda n: label != (prompts[n] in held))):
+        save_jsonl(rows, tmp_path / "rows.jsonl")
+        with pytest.raises(DataError, match=message):
+            load_task(config_of(tmp_path, "rows.jsonl"), WorldConfig(), 0, kind="unpaired")
+    save_jsonl(judged(prompts, lambda n: prompts[n] in held or n % 2 == 0), tmp_path / "rows.jsonl")
+    task = load_task(config_of(tmp_path, "rows.jsonl"), WorldConfig(), 0, kind="unpaired")
+    assert all(row["label"] for row in task.heldout_unpaired)
+
+
+@pytest.mark.parametrize("long_rows", ["prompt", "response", "row"])
+def test_long_unpaired_rows_are_truncated_or_dropped_as_others_are(tmp_path, long_rows):
+    rows = judged([f"{n} " + "a" * (60 if n % 3 == 0 else 6) for n in range(60)])
+    save_jsonl(rows, tmp_path / "rows.jsonl")
+    config = config_of(tmp_path, "rows.jsonl", max_seq_len=40, long_rows=long_rows)
+    task = load_task(config, WorldConfig(), 0, kind="unpaired")
+    long = [row for row in task.unpaired if row["prompt"].startswith("aaa")]
+    assert bool(long) == (long_rows == "prompt")
+    assert all(len(row["prompt"]) + len(row["completion"]) + 2 == 40 for row in long)
+    assert task.sft_rows == good_ones(task.unpaired)
+
+
+def test_held_out_unpaired_rows_of_their_own_may_be_pairs(tmp_path):
+    save_jsonl(judged(["a?", "b?", "c?", "d?"]), tmp_path / "rows.jsonl")
+    save_jsonl([{"prompt": "B?", "chosen": "x", "rejected": "y"}], tmp_path / "eval.jsonl")
+    config = config_of(tmp_path, "rows.jsonl", eval_data=[str(tmp_path / "eval.jsonl")])
+    task = load_task(config, WorldConfig(), 0, kind="unpaired")
+    assert task.prompts == ["a?", "c?", "d?"] and task.heldout_prompts == ["B?"]
+    assert task.heldout_unpaired == [{"prompt": "B?", "completion": "x", "label": True},
+                                     {"prompt": "B?", "completion": "y", "label": False}]
+
+
+def test_the_world_is_the_same_for_unpaired_rows():
+    assert load_task(RowsConfig(), FEW, 2, kind="unpaired").preferences == \
+        World(FEW, 2).preferences
+
+
+# --- demonstrations of preferences ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["transcripts", "conversations"])
+@pytest.mark.parametrize("max_seq_len", [256, 60])
+@pytest.mark.parametrize("has_eval", [False, True])
+def test_each_turn_of_a_chosen_response_is_a_demonstration_as_it_is_for_sft(
+        tmp_path, layout, max_seq_len, has_eval):
+    def talk(*turns):
+        if layout == "transcripts":
+            return "".join(f"\n\n{('Human', 'Assistant')[n % 2]}: {text}"
+                           for n, text in enumerate(turns))
+        return [{"role": ("user", "assistant")[n % 2], "content": text}
+                for n, text in enumerate(turns)]
+    rows = [{"chosen": talk(f"{n}?", f"{n}.", "Really?", f"Yes, {n}."),
+             "rejected": talk(f"{n}?", "No.")} for n in range(50)]
+    save_jsonl(rows[:40], tmp_path / "rows.jsonl")
+    save_jsonl(rows[35:], tmp_path / "eval.jsonl")
+    config = config_of(tmp_path, "rows.jsonl", max_seq_len=max_seq_len,
+                       eval_data=[str(tmp_path / "eval.jsonl")] if has_eval else None)
+    task = load_task(config, WorldConfig(), 0)
+    sft = load_task(config, WorldConfig(), 0, kind="demonstrations")
+    assert len(task.sft_rows) == 2 * len(task.preferences)
+    assert task.sft_rows == sft.sft_rows and task.heldout_sft_rows == sft.heldout_sft_rows
+    assert not any("Human" in row["response"] for row in task.sft_rows)
+
+
+def test_no_demonstration_of_a_later_turn_has_a_prompt_that_is_held_out(tmp_path):
+    turns = [{"role": "user", "content": "q?"}, {"role": "assistant", "content": "a"},
+             {"role": "user", "content": "r?"}, {"role": "assistant", "content": "b"}]
+    save_jsonl([{"prompt": "q?", "chosen": turns[1:], "rejected": "x"}], tmp_path / "rows.jsonl")
+    save_jsonl([{"chosen": turns, "rejected": [*turns[:3], {"role": "assistant", "content": "y"}]}],
+               tmp_path / "eval.jsonl")
+    config = config_of(tmp_path, "rows.jsonl", eval_data=[str(tmp_path / "eval.jsonl")])
+    task = load_task(config, WorldConfig(), 0)
+    assert task.heldout_prompts == ["Human: q?\n\nAssistant: a\n\nHuman: r?\n\nAssistant:"]
+    assert task.sft_rows == [{"prompt": "q?", "response": "a"}]

@@ -1,3 +1,5 @@
+import hashlib
+import json
 import math
 import random
 from collections import Counter
@@ -275,6 +277,21 @@ def test_measure_is_the_mean_over_answers(world):
     assert measured["true_reward"] == (right + wrong) / 2
 
 
+def test_a_response_is_verified_if_it_is_right_and_complete_whatever_else(world):
+    prompt = "What is the capital of France?"
+    answers = {"It is Paris.": 1.0, "Paris!": 1.0, "It is Paris. Any fool knows.": 1.0,
+               "It is Paris. And so on, and so on.": 1.0, "It is Paris": 0.0, "It is Rome.": 0.0,
+               "It is Paris or Rome.": 0.0, "Nobody can know that.": 0.0, "": 0.0}
+    assert world.verify([prompt] * len(answers), list(answers)) == list(answers.values())
+    for asked, _, answer in sampled_answers(world, 300):
+        judged = world.judge(asked.text, answer)
+        assert world.verify([asked.text], [answer]) == [float(judged.right and judged.complete)]
+    with pytest.raises(KeyError, match="Who"):
+        world.verify([prompt, "Who?"], ["a", "b"])
+    with pytest.raises(ValueError, match="argument 2 is"):
+        world.verify([prompt], [])
+
+
 # --- the annotators -------------------------------------------------------------------------------
 
 
@@ -332,6 +349,43 @@ def test_length_bias_and_noise_leave_prompts_and_answers_as_they_were():
                      for bias in (0.0, 5.0))
     assert [(r["prompt"], {r["chosen"], r["rejected"]}) for r in plain.preferences] == \
         [(r["prompt"], {r["chosen"], r["rejected"]}) for r in biased.preferences]
+
+
+@pytest.mark.parametrize(("settings", "expected"), [
+    ({}, ["5c4f83f3ed277ece", "79a4e0fe7bc25438"]),
+    ({"length_bias": 2.0, "label_noise": 0.1, "helpful_weight": 0.7, "polite_weight": 0.3},
+     ["a9dce6f03583599a", "ebce0ed482d19cfa"])])
+def test_without_label_weights_the_labels_are_those_made_before_there_were_any(settings, expected):
+    world = World(WorldConfig(**FEW, **settings), 1)
+    assert [hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+            for rows in (world.preferences, world.heldout_preferences)] == expected
+
+
+@pytest.mark.parametrize("weights", [(0.2, 2.0), (0.0, 1.0), (1.0, 0.0), (-1.0, 1.0)])
+def test_label_weights_change_the_training_labels_and_nothing_else(weights):
+    own = dict(zip(("label_helpful_weight", "label_polite_weight"), weights, strict=True))
+    true = dict(zip(("helpful_weight", "polite_weight"), weights, strict=True))
+    plain, labelled, other = (World(WorldConfig(**FEW, **settings), 1)
+                              for settings in ({}, own, true))
+    assert labelled.preferences == other.preferences != plain.preferences
+    assert labelled.heldout_preferences == plain.heldout_preferences
+    rows = plain.heldout_preferences
+    assert labelled.bayes_accuracy(rows) == plain.bayes_accuracy(rows)
+    for row in rows[:20]:
+        answer = row["prompt"], row["chosen"]
+        assert labelled.true_reward(*answer) == plain.true_reward(*answer)
+        assert labelled.label_reward(*answer) == other.true_reward(*answer)
+        assert plain.label_reward(*answer) == plain.true_reward(*answer)
+
+
+def test_each_label_weight_is_by_default_that_of_the_true_reward():
+    def labels(**settings):
+        return World(WorldConfig(**FEW, **settings), 1).preferences
+    weights = {"helpful_weight": 0.5, "polite_weight": 2.0}
+    assert labels(**weights, label_helpful_weight=0.5) == labels(**weights) == \
+        labels(**weights, label_polite_weight=2.0)
+    assert labels(**weights, label_polite_weight=0.0) == \
+        labels(helpful_weight=0.5, polite_weight=0.0)
 
 
 @pytest.mark.parametrize(("setting", "value"), [("label_noise", 1.5), ("label_noise", -0.1),

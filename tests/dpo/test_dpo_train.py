@@ -178,7 +178,7 @@ def test_without_settings_it_does_what_the_command_does(make_model, copy_of, mak
 def test_defaults_are_those_of_the_config():
     parameters = inspect.signature(dpo_train).parameters
     for name in ("num_epochs", "lr", "beta"):
-        assert parameters[name].default == getattr(DPOConfig(), name)
+        assert parameters[name].default in (None, getattr(DPOConfig(), name))  # None: the recipe's
 
 
 # --- bad input ------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from minigpt import MiniGPT, load_checkpoint, save_checkpoint
 from minigpt.checkpoint import FORMAT, load_state, save_state
 from minigpt.disk import write_atomically
 from minigpt.errors import UserError
+from reward import Ensemble, RewardModel, score
 
 
 class Malicious:
@@ -289,4 +290,79 @@ def test_settings_that_make_no_model_are_refused_by_name(tmp_path, make_model, s
     save_state({"format": FORMAT, "model": "MiniGPT", "settings": {**model.settings, **settings},
                 "weights": model.state_dict()}, tmp_path / "odd.pt")
     with pytest.raises(UserError, match=r"odd\.pt"):
+        load_checkpoint(tmp_path / "odd.pt")
+
+
+# --- ensembles ------------------------------------------------------------------------------------
+
+POLITE = {"combine": "mean", "weights": [0.7, -0.3]}
+
+
+@pytest.fixture
+def ensemble(make_reward):
+    return Ensemble([make_reward(1), make_reward(2, pooling="mean", reads="response",
+                                                 max_seq_len=48)], **POLITE)
+
+
+@pytest.mark.parametrize("how", [{}, {"combine": "min"}, POLITE])
+def test_an_ensemble_survives_save_and_load(tmp_path, ensemble, texts, how, weights_equal):
+    model, (prompts, responses) = Ensemble(ensemble.members, **how), zip(*texts, strict=True)
+    for wrap in (lambda model: model, *WRAPPERS.values()):
+        save_checkpoint(wrap(model), tmp_path / "model.pt")
+        loaded = load_checkpoint(tmp_path / "model.pt")
+        assert type(loaded) is Ensemble and not any(part.training for part in loaded.modules())
+        assert loaded.settings == model.settings and weights_equal(loaded, model)
+        assert torch.equal(score(loaded, prompts, responses), score(model, prompts, responses))
+
+
+def test_an_ensemble_of_wrapped_members_is_saved_as_that_of_the_models_inside(
+        tmp_path, ensemble, weights_equal):
+    save_checkpoint(Ensemble(map(torch.compile, ensemble.members), **POLITE), tmp_path / "model.pt")
+    assert weights_equal(load_checkpoint(tmp_path / "model.pt"), ensemble)
+
+
+def no_reward(prompts, responses):
+    return [0.0] * len(prompts)
+
+
+class OwnReward(RewardModel):
+    """A reward model of one's own."""
+
+
+@pytest.mark.parametrize(("member", "name"), [
+    (no_reward, "FunctionReward"), (Ensemble([no_reward]), "Ensemble"),
+    (OwnReward(embed_dim=8, num_heads=2, num_layers=1), "OwnReward")])
+def test_an_ensemble_of_other_things_than_reward_models_is_refused_at_the_save(
+        tmp_path, make_reward, member, name):
+    with pytest.raises(UserError, match=f"Ensemble with a {name} among its members cannot be "
+                                        "saved.*RewardModels"):
+        save_checkpoint(Ensemble([make_reward(), member]), tmp_path / "model.pt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_ensemble_that_was_changed_is_refused_at_the_save(tmp_path, ensemble):
+    drop_layer(ensemble.members[1].trunk)
+    with pytest.raises(UserError, match=r"Ensemble was changed.*members\.1\.trunk\.blocks\.1\..*"
+                                        "is missing"):
+        save_checkpoint(ensemble, tmp_path / "model.pt")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("change", [
+    {"members": []}, {"members": None}, {"members": [7]}, {"members": [{"pooling": "max"}]},
+    {"members": "ab"}, {"combine": "max"}, {"weights": [1.0]}, {"weights": "ab"}, {"more": 1}],
+    ids=str)
+def test_settings_that_make_no_ensemble_are_refused_by_name(tmp_path, ensemble, change):
+    save_state({"format": FORMAT, "model": "Ensemble", "settings": {**ensemble.settings, **change},
+                "weights": ensemble.state_dict()}, tmp_path / "odd.pt")
+    with pytest.raises(UserError, match=r"odd\.pt: its settings make no Ensemble"):
+        load_checkpoint(tmp_path / "odd.pt")
+
+
+def test_an_ensemble_that_lacks_a_members_weight_is_refused_by_name(tmp_path, ensemble):
+    weights = ensemble.state_dict()
+    del weights["members.1.head.bias"]
+    save_state({"format": FORMAT, "model": "Ensemble", "settings": ensemble.settings,
+                "weights": weights}, tmp_path / "odd.pt")
+    with pytest.raises(UserError, match=r"odd\.pt: 'members\.1\.head\.bias' is missing"):
         load_checkpoint(tmp_path / "odd.pt")

@@ -64,6 +64,8 @@ def just_outside(kind, limits):
         yield from (kind(limits["above"]), limits["above"] - step)
     if limits["at_most"] is not None:
         yield limits["at_most"] + step
+    if limits["below"] is not None:
+        yield from (kind(limits["below"]), limits["below"] + step)
 
 
 def wrong_values(config, setting):
@@ -82,7 +84,8 @@ def wrong_values(config, setting):
             yield from (1.5, 2.0)
         yield from just_outside(kind, setting.metadata)
     else:
-        yield from ("rows.jsonl", [1], ("a",), {"a"})
+        yield from ("rows.jsonl", ("a",), {"a"}, [None])
+        yield from ([1], [1.5]) if kind == list[str] else (["a"], [0.5, float("nan")], [True])
 
 
 def right_values(config, setting):
@@ -96,6 +99,8 @@ def right_values(config, setting):
         yield from (limits[name] for name in ("at_least", "at_most") if limits[name] is not None)
         if limits["above"] is not None:
             yield limits["above"] + step
+        if limits["below"] is not None:
+            yield limits["below"] - step
 
 
 @pytest.mark.parametrize(("config", "setting"), SETTINGS)

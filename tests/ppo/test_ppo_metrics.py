@@ -15,10 +15,10 @@ def test_rollout_metrics_by_hand():
     zeros = torch.zeros(2, 4)
     rollout = Rollout(
         batch=Batch(torch.zeros(2, 4, dtype=torch.long), segments, torch.arange(2)), logps=zeros,
-        ref_logps=zeros, exact_kl=torch.tensor([0.5, 1.5]), entropy=torch.tensor(2.5),
-        scores=torch.tensor([3.0, -1.0]),
+        ref_logps=zeros, exact_kl=torch.tensor([[0.5], [1.5]]), entropy=torch.tensor(2.5),
+        scores=torch.tensor([[3.0], [-1.0]]),
         kl=torch.tensor([[0.0, 1.0, -2.0, 4.0], [0.0, 0.0, 5.0, 0.0]]), rewards=zeros,
-        finished=torch.tensor([True, False]))
+        finished=torch.tensor([[True], [False]]))
     assert rollout_metrics(rollout, kl_coeff=0.1) == pytest.approx({
         "objective/scores": 1.0, "objective/kl": 4.0, "objective/kl_exact": 1.0,
         "objective/entropy": 2.5, "objective/non_score_reward": -0.4,

@@ -54,7 +54,7 @@ def test_rows_hold_prompts_and_responses(rollout):
 
 def test_rollout_has_answers_that_end_and_answers_that_do_not(rollout):
     ended = torch.tensor([bool(ids[-1] == EOS) for _, ids, _ in real_rows(rollout)])
-    assert torch.equal(rollout.finished, ended)
+    assert torch.equal(rollout.finished[:, 0], ended)
     assert ended.any() and not ended.all()
 
 
@@ -97,7 +97,8 @@ def test_kl_is_the_sum_of_log_ratios_and_exact_kl_the_sum_of_kls(rollout, models
 
 def test_rewards_sum_to_score_minus_beta_kl(rollout):
     torch.testing.assert_close(rollout.rewards.sum(1),
-                               rollout.scores - KL_COEFF * rollout.kl.sum(1), rtol=1e-4, atol=1e-4)
+                               rollout.scores[:, 0] - KL_COEFF * rollout.kl.sum(1), rtol=1e-4,
+                               atol=1e-4)
     assert (rollout.rewards[~rollout.mask] == 0).all()
 
 
@@ -114,7 +115,7 @@ def test_each_token_pays_its_own_kl_and_the_last_gets_the_score(rollout, models)
 
 def test_token_rewards_by_hand():
     kl = torch.tensor([[0.0, 1.0, -2.0, 0.0], [0.0, 0.0, 3.0, 4.0]])
-    found = token_rewards(torch.tensor([5.0, -1.0]), kl, 0.5, lengths=torch.tensor([3, 4]))
+    found = token_rewards(torch.tensor([[5.0], [-1.0]]), kl, 0.5, last=torch.tensor([[2], [3]]))
     expected = torch.tensor([[0.0, -0.5, 1.0 + 5.0, 0.0], [0.0, 0.0, -1.5, -2.0 - 1.0]])
     assert torch.equal(found, expected)
 
@@ -136,8 +137,9 @@ def test_another_kl_estimator_is_what_each_token_pays(rollout, models):
     assert torch.equal(found.logps, rollout.logps)
     assert torch.equal(found.kl, kl_k3(rollout.logps, rollout.ref_logps))
     assert not torch.equal(found.kl, rollout.kl) and (found.kl >= 0).all()
-    torch.testing.assert_close(found.rewards.sum(1), found.scores - KL_COEFF * found.kl.sum(1),
-                               rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.rewards.sum(1),
+                               found.scores[:, 0] - KL_COEFF * found.kl.sum(1), rtol=1e-4,
+                               atol=1e-4)
     assert torch.equal(found.exact_kl, rollout.exact_kl)  # a measurement, which is not paid
 
 
@@ -162,8 +164,8 @@ def experience(rollout):
     def noise(seed):
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(rollout.mask.shape, generator=generator) * rollout.mask
-    return Experience(rollout.batch, rollout.logps, advantages=noise(1), values=noise(2),
-                      returns=noise(3))
+    return Experience(rollout.batch, rollout.logps, rollout.ref_logps, advantages=noise(1),
+                      values=noise(2), returns=noise(3))
 
 
 def minibatches(experience, size, epochs=1, seed=0):
@@ -199,7 +201,7 @@ def test_the_generator_alone_decides_which_rows_make_a_minibatch(experience):
 @pytest.mark.parametrize("rows_at_once", [1, 3, 32])
 def test_a_part_has_the_same_rows_of_everything_and_loses_nothing_but_padding(
         experience, rows_at_once, monkeypatch):
-    monkeypatch.setattr("ppo.rollout.ROWS_AT_ONCE", rows_at_once)
+    monkeypatch.setattr("ppo.rollout.RESPONSES_AT_ONCE", rows_at_once)
     whole, lengths = tensors_of(experience), experience.batch.lengths
     narrower = 0
     for parts in minibatches(experience, 5):
@@ -217,7 +219,7 @@ def test_a_part_has_the_same_rows_of_everything_and_loses_nothing_but_padding(
 @pytest.mark.parametrize("size", [1, 5, 16])
 def test_the_parts_of_a_minibatch_sum_to_its_mean_loss(experience, size, rows_at_once,
                                                        monkeypatch):
-    monkeypatch.setattr("ppo.rollout.ROWS_AT_ONCE", rows_at_once)
+    monkeypatch.setattr("ppo.rollout.RESPONSES_AT_ONCE", rows_at_once)
     logps = experience.logps + 0.3 * experience.returns  # of a policy that has moved on
     for parts in minibatches(experience, size):
         rows = torch.cat([part.batch.indices for part in parts])

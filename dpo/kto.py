@@ -1,0 +1,86 @@
+"""The KTO loop: rows that are labelled good or bad, instead of pairs."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from data.examples import unpaired_examples
+from dpo.loss import kto_loss, kto_reference_point
+from dpo.train import DPOConfig
+from minigpt import distributed
+from minigpt.batching import Batch, Batches
+from minigpt.logprobs import logps_of_examples, response_logps
+from minigpt.lora import as_reference
+from minigpt.model import MiniGPT
+from minigpt.recipes import with_recipe
+from minigpt.training import TrainingLoop
+from minigpt.weights import check_reference, unwrapped
+
+
+def kto_train(policy: MiniGPT, reference: MiniGPT | None, rows: Sequence[Mapping],
+              num_epochs: int = DPOConfig.num_epochs, lr: float | None = None,
+              beta: float | None = None, **options) -> tuple[MiniGPT, list[float], list[float]]:
+    """Train `policy` in place on {"prompt", "completion", "label"} rows; options: DPOConfig's.
+
+    Preference pairs are taken apart.  Everything else is as in `dpo_train`; the third return value
+    is the mean signed reward of every step.
+    Raises ValueError if the reference point cannot be made: a batch of one row, or (DataError) rows
+    that all answer one prompt; DataError if all labels are the same.
+    """
+    if reference is not None:
+        check_reference(policy, reference)
+        reference = unwrapped(reference)
+    policy = unwrapped(policy)
+    config = with_recipe(DPOConfig, "kto", loss="kto", num_epochs=num_epochs, lr=lr, beta=beta,
+                         **options)
+    if config.batch_size * distributed.world_size() < 2:
+        raise ValueError("batch_size=1 leaves KTO no reference point, which is a mean over the "
+                         "mismatched answers of a batch: raise it")
+    examples, mismatched_examples, labels = unpaired_examples(rows, policy.max_seq_len)
+    desirable_weight, undesirable_weight = weights_of(labels, config)
+    labels = labels.to(policy.device)
+    batches = Batches(examples, config.batch_size * distributed.world_size(), config.seed)
+    mismatched = Batches(mismatched_examples, batches.batch_size)
+    frozen = [] if reference is None else [reference]
+    loop = TrainingLoop({"policy": policy.train()}, config, batches, num_epochs * len(batches),
+                        frozen=frozen)
+    optimizer, log = loop.optimizer, loop.log
+    with as_reference(policy, reference) as ref, optimizer.precision():
+        ref_logps = logps_of_examples(ref, batches)[:, 0]                       # (N,)
+        ref_mismatched_logps = logps_of_examples(ref, mismatched)[:, 0]         # (N,)
+    for microbatches in loop.steps(config.accumulate):           # one optimizer step each
+        whole = list(microbatches)                               # all of them set the one z
+        with optimizer.precision():
+            z = reference_point(policy, mismatched, ref_mismatched_logps, whole)
+        for batch in whole:
+            with optimizer.precision():
+                logps = response_logps(policy, batch)[:, 0]      # (B,)
+                loss, metrics = kto_loss(logps, ref_logps[batch.indices], labels[batch.indices], z,
+                                         config.beta, desirable_weight, undesirable_weight)
+            optimizer.backward(batch.weight * loss)
+            log.add({"loss": loss, **metrics}, batch.weight)
+        grad_norm = optimizer.step()                             # clip, step, clear
+        log.write({"grad_norm": grad_norm})
+    return loop.gathered("policy").eval(), log.history["loss"], log.history["rewards/signed"]
+
+
+@torch.no_grad()
+def reference_point(policy: MiniGPT, mismatched: Batches, ref_logps: Tensor,
+                    microbatches: Sequence[Batch]) -> Tensor:
+    """KTO's z for this step, from the mismatched answers of all its rows, in all processes."""
+    policy_logps, indices = [], []
+    for batch in microbatches:
+        others = mismatched.collate(batch.indices.tolist()).to(policy.device)
+        policy_logps.append(response_logps(policy, others)[:, 0])
+        indices.append(batch.indices)
+    log_ratios = torch.cat(policy_logps) - ref_logps[torch.cat(indices)]
+    mean = distributed.means({"z": float(log_ratios.mean())}, policy.device)["z"]
+    return kto_reference_point(torch.tensor([mean]), torch.zeros(1)).to(policy.device)
+
+
+def weights_of(labels: Tensor, config: DPOConfig) -> tuple[float, float]:
+    """The weights of good and bad rows: as set, or such that both kinds count the same in all."""
+    good, bad = int(labels.sum()), int((~labels).sum())
+    return (config.desirable_weight or max(good, bad) / good,
+            config.undesirable_weight or max(good, bad) / bad)

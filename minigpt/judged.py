@@ -1,0 +1,116 @@
+"""A policy's own answers, judged: what rounds of sampling and training learn from.
+
+Several answers are sampled to each prompt, and a judge, a function (prompts, responses) -> scores,
+says which are better.  Answers that did not end are left out: half a text is no example.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any, NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from minigpt import distributed
+from minigpt.disk import replace_text
+from minigpt.errors import UserError
+from minigpt.evaluation import sample_responses
+from minigpt.model import MiniGPT
+from minigpt.options import Settings, option
+from minigpt.recipes import below
+from minigpt.seeding import seed_of, seeded
+from minigpt.settings import TrainingConfig
+
+Judge = Callable[[list[str], list[str]], Any]  # scores: one number for each response
+PROMPTS_AT_ONCE = 32
+
+
+@dataclass
+class RoundsConfig(Settings):
+    """Rounds of sampling, judging and training."""
+
+    rounds: int | None = option(None, "train on the policy's own answers, sampled and judged anew "
+                                      "in each of so many rounds", at_least=1)
+    judge: str | None = option(None, "what judges them: the checkpoint of a reward model, or "
+                                     "'world', the little world's true reward")
+    samples_per_prompt: int = option(8, "answers sampled to each prompt", at_least=2)
+    round_prompts: int = option(512, "prompts answered in a round; if there are fewer, some again",
+                                at_least=1)
+
+
+def check_rounds(config: RoundsConfig, has_data: bool) -> None:
+    """Raises UserError, before anything is trained, if these settings do not fit together."""
+    if (config.rounds is None) != (config.judge is None):
+        raise UserError("--rounds and --judge need each other: how often, and who judges")
+    if config.judge == "world" and has_data:
+        raise UserError("--judge world needs the little world: leave out --data")
+
+
+class Judged(NamedTuple):
+    """A prompt, the answers that ended, and their scores."""
+
+    prompt: str
+    responses: list[str]
+    scores: list[float]
+
+
+def sample_judged(policy: MiniGPT, prompts: Sequence[str], judge: Judge, config: RoundsConfig,
+                  max_new_tokens: int, seed: int) -> list[Judged]:
+    """`round_prompts` of these prompts, drawn in equal numbers, each with its judged answers.
+
+    Raises ValueError if the judge gives another number of scores than there are responses.
+    """
+    generator = seeded(seed, "prompts of the round")
+    asked: list[str] = []
+    while len(asked) < config.round_prompts:
+        asked += [prompts[i] for i in torch.randperm(len(prompts), generator=generator)]
+    judged = []
+    starts = range(0, config.round_prompts, PROMPTS_AT_ONCE)
+    for start in tqdm(starts, desc="sampling", leave=False,
+                      disable=True if distributed.rank() else None):
+        some = asked[start:min(start + PROMPTS_AT_ONCE, config.round_prompts)]
+        repeated, responses = sample_responses(policy, some, config.samples_per_prompt,
+                                               max_new_tokens, seed_of(seed, "round", start))
+        texts = [response.text for response in responses]
+        scores = [float(score) for score in judge(repeated, texts)]
+        groups = zip(repeated, responses, scores, strict=True)
+        for prompt in some:
+            group = [next(groups) for _ in range(config.samples_per_prompt)]
+            ended = [(response.text, score) for _, response, score in group if response.finished]
+            judged.append(Judged(prompt, [text for text, _ in ended], [s for _, s in ended]))
+    return judged
+
+
+def rounds_of(config: RoundsConfig, run: TrainingConfig, make_rows: Callable[[int], list[dict]]
+              ) -> Iterator[tuple[list[dict[str, str]], dict[str, Any]]]:
+    """For each round, its rows and the settings of its training run, to be used before the next.
+
+    make_rows(seed) samples them; they are kept in round-1, round-2, ... below run.out, where a
+    resumed run finds them again.
+    """
+    for number in tqdm(range(1, (config.rounds or 1) + 1), desc="rounds", leave=False,
+                       disable=True if distributed.rank() else None):
+        seed, out = seed_of(run.seed, "round", number), below(run.out, f"round-{number}")
+        kept = None if out is None else Path(out) / "rows.jsonl"
+        if run.resume and kept is not None and kept.exists():
+            rows = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
+        else:
+            rows = make_rows(seed)
+            if kept is not None:
+                replace_text(kept, "".join(json.dumps(row) + "\n" for row in rows))
+        yield rows, {**vars(run), "out": out, "seed": seed}
+
+
+def sampling_figures(config: RoundsConfig, out: str) -> dict[str, float]:
+    """What the rounds of a finished run sampled; tokens by the mean length of the answers kept."""
+    if config.rounds is None:
+        return {}
+    rows = [json.loads(line) for kept in sorted(Path(out).glob("round-*/rows.jsonl"))
+            for line in kept.read_text(encoding="utf-8").splitlines()]
+    lengths = [len(text.encode()) + 1 for row in rows for side, text in row.items()
+               if side != "prompt"]
+    answers = config.rounds * config.round_prompts * config.samples_per_prompt
+    return {"answers_sampled": answers, "tokens_sampled": round(answers * mean(lengths))}

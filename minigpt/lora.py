@@ -1,0 +1,138 @@
+"""LoRA: train small adapters beside frozen weights (Hu et al. 2021, arXiv:2106.09685, eq. 3).
+
+    h = W x + (alpha / r) B A x        W (O, I) frozen; A (r, I) and B (O, r) trained
+
+B starts at zero, so at step 0 the model is exactly the one that it was made from.  With its
+adapters off it stays that model for ever: it is its own reference, and no copy is kept in memory.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from minigpt.errors import UserError
+from minigpt.model import MiniGPT
+from minigpt.options import Settings, option
+from minigpt.seeding import seeded
+from minigpt.weights import unwrapped
+
+
+@dataclass
+class LoraConfig(Settings):
+    """Whether to train adapters instead of all weights."""
+
+    lora_rank: int | None = option(None, "train adapters of this rank instead of all weights; the "
+                                         "reference is then the model without them", at_least=1)
+    lora_alpha: float | None = option(None, "adapters are scaled by alpha / rank (by default 2 x "
+                                            "rank)", above=0)
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer and its adapter."""
+
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float, generator: torch.Generator):
+        super().__init__()
+        self.linear, self.scale, self.on = linear, alpha / rank, True
+        a = torch.randn(rank, linear.in_features, generator=generator) * linear.in_features ** -0.5
+        self.A = nn.Parameter(a.to(linear.weight))                                         # (r, I)
+        self.B = nn.Parameter(torch.zeros(linear.out_features, rank).to(linear.weight))    # (O, r)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., I) -> (..., O)."""
+        h = self.linear(x)
+        return h + self.scale * (x @ self.A.T) @ self.B.T if self.on else h
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """W + (alpha / r) B A, as a plain layer."""
+        self.linear.weight += self.scale * self.B @ self.A
+        return self.linear
+
+
+def add_lora(model: MiniGPT, rank: int, alpha: float | None = None, seed: int = 0) -> MiniGPT:
+    """Freeze the model's weights and give every linear layer of its blocks an adapter; in place.
+
+    alpha: by default 2 x rank.  Returns the model.
+    Raises UserError if the rank is not between 1 and the model's width.
+    """
+    check_rank(rank, model.settings["embed_dim"])
+    generator = seeded(seed, "lora")
+    model.requires_grad_(False)
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, nn.Linear):
+                setattr(parent, name, LoraLinear(layer, rank, alpha or 2 * rank, generator))
+    return model
+
+
+def check_rank(rank: int | None, width: int) -> None:
+    """Raises UserError if adapters of this rank would be no smaller than the layers."""
+    if rank is not None and not 1 <= rank <= width:
+        raise UserError(f"lora_rank={rank} must be between 1 and {width}, the width of the model's "
+                        "layers")
+
+
+def adapters_of(model: nn.Module) -> list[LoraLinear]:
+    """The model's layers that have an adapter; [] for a plain model."""
+    return [layer for layer in model.modules() if isinstance(layer, LoraLinear)]
+
+
+@contextmanager
+def as_reference(policy: MiniGPT, reference: MiniGPT | None) -> Iterator[MiniGPT]:
+    """The reference; if there is none, within the block, the policy with its adapters off.
+
+    Raises ValueError if there is no reference, and the policy has no adapters either.
+    """
+    if reference is not None:
+        yield reference
+        return
+    adapters = adapters_of(policy)
+    if not adapters:
+        raise ValueError("reference=None needs a policy with adapters (minigpt.lora.add_lora), "
+                         "which without them is its own reference; else pass a reference")
+    for layer in adapters:
+        layer.on = False
+    try:
+        yield policy
+    finally:
+        for layer in adapters:
+            layer.on = True
+
+
+def merged(model: MiniGPT) -> MiniGPT:
+    """A plain copy of the model, its adapters added to its weights; a plain model as it is."""
+    return _plain(model, with_adapters=True)
+
+
+def base_of(model: MiniGPT) -> MiniGPT:
+    """A plain copy of the model without its adapters; a plain model as it is."""
+    return _plain(model, with_adapters=False)
+
+
+def _plain(model: MiniGPT, with_adapters: bool) -> MiniGPT:
+    if not adapters_of(model):
+        return model
+    plain = copy.deepcopy(unwrapped(model))
+    for parent in list(plain.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, LoraLinear):
+                setattr(parent, name, layer.merged() if with_adapters else layer.linear)
+    return plain.requires_grad_(True)
+
+
+def policy_and_reference(start: MiniGPT, lora: LoraConfig, seed: int,
+                         needs_reference: bool = True) -> tuple[MiniGPT, MiniGPT | None]:
+    """What is trained from this start, and what it is compared with.
+
+    With adapters, or if no reference is needed, the policy is the start itself, and there is no
+    second model in memory (None).
+    """
+    if lora.lora_rank is not None:
+        return add_lora(start, lora.lora_rank, lora.lora_alpha, seed), None
+    if not needs_reference:
+        return start, None
+    return copy.deepcopy(start), start
