@@ -11,6 +11,7 @@ from minigpt.batching import Batches
 from minigpt.logprobs import logps_of_examples, sequence_logps
 from minigpt.metrics import preference_accuracy
 from minigpt.model import MiniGPT
+from minigpt.weights import unwrapped
 
 
 def implicit_rewards(policy: MiniGPT, reference: MiniGPT, rows: Sequence[Mapping],
@@ -21,6 +22,7 @@ def implicit_rewards(policy: MiniGPT, reference: MiniGPT, rows: Sequence[Mapping
     two are equal where the responses are the same, also if only once truncated.
     Raises DataError naming a row that cannot be used.
     """
+    policy, reference = unwrapped(policy), unwrapped(reference)
     examples = measured_examples(rows, policy.max_seq_len)
     batches = Batches(examples, 64)
     log_ratios = logps_of_examples(policy, batches) - logps_of_examples(reference, batches)

@@ -15,6 +15,7 @@ from minigpt.logprobs import logps_of, map_examples, place, response_logits
 from minigpt.model import MiniGPT
 from minigpt.sampling import Response, generate
 from minigpt.tokenizer import EOS, PAD, SEP
+from minigpt.weights import unwrapped
 
 WORD = re.compile(r"\w+")
 RUN = re.compile(rb"(.{1,8}?)\1{2,}", re.DOTALL)
@@ -87,6 +88,7 @@ def kl_to_reference(policy: MiniGPT, reference: MiniGPT, prompts: Sequence[str],
     less noise.
     """
     check_texts("prompts", prompts)
+    policy, reference = unwrapped(policy), unwrapped(reference)
     examples = [tokenize_example(prompt, [response.ids], policy.max_seq_len)
                 for prompt, response in zip(prompts, responses, strict=True)]
 

@@ -11,6 +11,7 @@ from minigpt.examples import Text, check_texts, tokenize_example
 from minigpt.masks import positions_and_visibility, predictor_positions
 from minigpt.model import MiniGPT
 from minigpt.processor import onednn_matmul
+from minigpt.weights import unwrapped
 
 
 def response_logits(model: MiniGPT, batch: Batch) -> Tensor:
@@ -53,6 +54,7 @@ def sequence_logps(model: MiniGPT, prompts: Sequence[str], responses: Sequence[T
     """
     check_texts("prompts", prompts)
     check_texts("responses", responses)
+    model = unwrapped(model)
     examples = [tokenize_example(prompt, [response], model.max_seq_len)
                 for prompt, response in zip(prompts, responses, strict=True)]
     for index, example in enumerate(examples):

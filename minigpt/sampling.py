@@ -12,6 +12,7 @@ from minigpt.examples import check_texts, tokenize_prompt
 from minigpt.model import MiniGPT
 from minigpt.processor import onednn_matmul
 from minigpt.tokenizer import EOS, PAD, decode
+from minigpt.weights import unwrapped
 
 ROWS_AT_ONCE = 128  # with more, the keys and values of one layer no longer fit into the CPU cache
 SHRINK_AT = 0.25    # share of ended rows; dropping them copies the cache, which costs a few steps
@@ -36,6 +37,7 @@ def generate(model: MiniGPT, prompts: Sequence[str], max_new_tokens: int, temper
     are not finite.
     """
     check_texts("prompts", prompts)
+    model = unwrapped(model)
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature={temperature} must be above 0 and finite (for the most "
                          "likely token, use greedy=True)")

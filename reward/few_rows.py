@@ -17,7 +17,7 @@ def rewards_and_logps(model: RewardModel, batch: Batch) -> tuple[Tensor, Tensor]
     batch = model.as_read(batch)
     masks = batch.response_masks
     hidden = model.hidden_states(batch)                                                # (B, T, D)
-    values = model.head_values(select(hidden, model.scored_positions(masks)))
+    values = model.head_values(select(hidden, model.scored_positions(batch)))
     rewards = model.pool(values, masks)
 
     rows, columns = predictor_positions(batch.segments)

@@ -92,7 +92,7 @@ class RewardModel(nn.Module):
     def rewards(self, batch: Batch) -> Tensor:
         """The reward of every response of a batch: (B, k) for k responses a row."""
         masks = batch.response_masks
-        hidden = self.hidden_states(self.as_read(batch), self.scored_positions(masks))
+        hidden = self.hidden_states(self.as_read(batch), self.scored_positions(batch))
         return self.pool(self.head_values(hidden), masks)
 
     def values(self, batch: Batch) -> Tensor:
@@ -124,14 +124,14 @@ class RewardModel(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             return hidden.to(self.head.weight.dtype) @ self.head.weight[0] + self.head.bias
 
-    def scored_positions(self, masks: Tensor) -> Positions:
-        """The positions whose values make the rewards; masks (B, k, T) as in `Batch`."""
+    def scored_positions(self, batch: Batch) -> Positions:
+        """The positions whose values make the rewards."""
         if self.pooling == "mean":
-            rows, columns = masks.any(1).nonzero(as_tuple=True)
+            rows, columns = batch.response_mask.nonzero(as_tuple=True)
             return rows, columns
-        B, k, T = masks.shape
-        last = (masks * torch.arange(T, device=masks.device)).argmax(-1)
-        return torch.arange(B, device=masks.device).repeat_interleave(k), last.flatten()
+        last = batch.last_columns                                              # (B, k)
+        rows = torch.arange(len(last), device=last.device).repeat_interleave(last.shape[1])
+        return rows, last.flatten()
 
     def pool(self, values: Tensor, masks: Tensor) -> Tensor:
         """The values at those positions, (N,), -> one reward for each response, (B, k)."""

@@ -8,11 +8,12 @@ import torch
 
 import dpo
 from data import DataError
-from dpo import dpo_train, evaluate_preference_accuracy
+from dpo import LOSSES, dpo_train, evaluate_preference_accuracy, simpo_loss
 from dpo.evaluate import implicit_rewards
-from dpo.train import DPOConfig
+from dpo.train import HYPERPARAMETERS, TENSORS, DPOConfig, needs_reference
 from minigpt import sequence_logps
 from minigpt.options import parse
+from minigpt.recipes import RECIPES, Recipe
 from minigpt.run_folder import read_history
 from reward import train_reward_model
 from sft import sft_train
@@ -161,6 +162,137 @@ def test_seeds_spelling_is_accepted(make_model, copy_of, make_pairs, weights_equ
                 "dispreferred": row["rejected"]} for row in rows]
     policies = [dpo_train(copy_of(reference), reference, data, 1)[0] for data in (rows, renamed)]
     assert weights_equal(*policies)
+
+
+# --- the family -----------------------------------------------------------------------------------
+
+
+# every setting of every loss, so that none is left to a recipe
+ALL_SET = {"num_epochs": 8, "lr": 1e-3, "batch_size": 20, "beta": 0.5, "label_smoothing": 0.1,
+           "lam": 1.0, "gamma": 0.5, "nll_weight": 1.0, "precision": "float32"}
+WITHOUT_REFERENCE = [name for name in LOSSES if not needs_reference(name)]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_trains_by_its_name_as_it_does_as_a_function(make_model, copy_of, make_pairs,
+                                                                weights_equal, name):
+    reference, rows = make_model(spread=1), make_pairs(20)
+    policy, losses, margins = dpo_train(copy_of(reference), reference, rows, loss=name, **ALL_SET)
+    assert all(map(math.isfinite, losses)) and losses[-1] < losses[0]
+    assert len(margins) == len(losses) == 8 and margins[-1] > margins[0]
+    if needs_reference(name):
+        assert margins[0] == pytest.approx(0, abs=1e-5)
+    as_function, *expected = dpo_train(copy_of(reference), reference, rows, loss=LOSSES[name],
+                                       **ALL_SET)
+    assert weights_equal(policy, as_function) and [losses, margins] == expected
+
+
+def test_two_losses_need_no_reference():
+    assert WITHOUT_REFERENCE == ["simpo", "orpo"] and needs_reference("kto")
+
+
+@pytest.mark.parametrize("name", WITHOUT_REFERENCE)
+def test_a_loss_that_needs_no_reference_does_the_same_with_one(make_model, copy_of, make_pairs,
+                                                               weights_equal, name):
+    start, rows = make_model(), make_pairs(20)
+    alone, *figures = dpo_train(copy_of(start), None, rows, loss=name, **ALL_SET)
+    for reference in (start, make_model(1)):
+        beside, *others = dpo_train(copy_of(start), reference, rows, loss=name, **ALL_SET)
+        assert weights_equal(alone, beside) and figures == others
+    assert not weights_equal(alone, start)
+
+
+@pytest.mark.parametrize("name", [*(set(LOSSES) - set(WITHOUT_REFERENCE)), "kto"])
+def test_a_loss_that_needs_a_reference_is_refused_without_one(make_model, make_pairs, name):
+    with pytest.raises(ValueError, match="reference=None needs a policy with adapters"):
+        dpo_train(make_model(), None, make_pairs(20), loss=name)
+
+
+def test_a_loss_of_ones_own_gets_what_its_parameters_name(make_model, make_pairs, tmp_path):
+    policy, rows, given = make_model(), make_pairs(6), []
+
+    def mine(rejected_lengths, policy_chosen_logps, gamma, *, beta, policy_rejected_logps,
+             chosen_lengths, shift=3.0, **others):
+        given.append((policy_chosen_logps.tolist(), policy_rejected_logps.tolist(),
+                      chosen_lengths.tolist(), rejected_lengths.tolist(), gamma, beta, shift,
+                      others))
+        loss = (policy_rejected_logps - policy_chosen_logps).mean()
+        return loss, {"twice": 2 * loss.detach()}
+
+    prompts = [row["prompt"] for row in rows]
+    logps = {side: sequence_logps(policy, prompts, [row[side] for row in rows]).tolist()
+             for side in ("chosen", "rejected")}
+    _, losses, margins = dpo_train(policy, None, rows, 2, loss=mine, gamma=0.7, beta=0.3,
+                                   batch_size=6, precision="float32", out=str(tmp_path))
+    assert losses[-1] < losses[0] and margins == []
+    assert read_history(tmp_path)["twice"] == pytest.approx([2 * loss for loss in losses])
+    chosen, rejected, chosen_lengths, rejected_lengths, *settings = given[0]
+    assert settings == [0.7, 0.3, 3.0, {}]
+    assert sorted(chosen) == pytest.approx(sorted(logps["chosen"]), abs=1e-4)
+    assert sorted(rejected) == pytest.approx(sorted(logps["rejected"]), abs=1e-4)
+    sizes = [(len(row["chosen"]) + 1, len(row["rejected"]) + 1) for row in rows]  # EOS included
+    assert sorted(zip(chosen_lengths, rejected_lengths, strict=True)) == sorted(sizes)
+
+
+def test_every_name_on_offer_is_what_it_says(make_model, make_pairs):
+    policy, reference, (row, _) = make_model(1), make_model(2), make_pairs(2)
+    settings = {name: 0.25 + 0.01 * number for number, name in enumerate(HYPERPARAMETERS)}
+    given = {}
+
+    def mine(policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps,
+             chosen_lengths, rejected_lengths, beta, label_smoothing, lam, gamma, nll_weight):
+        given.update(locals())
+        return policy_rejected_logps.mean(), {}
+
+    expected = settings | {"chosen_lengths": len(row["chosen"]) + 1,
+                           "rejected_lengths": len(row["rejected"]) + 1}
+    for kind, model in (("policy", policy), ("ref", reference)):
+        for side in ("chosen", "rejected"):
+            expected[f"{kind}_{side}_logps"] = float(
+                sequence_logps(model, [row["prompt"]], [row[side]]))
+    dpo_train(policy, reference, [row], loss=mine, lr=1e-4, precision="float32", **settings)
+    assert given.keys() == {*TENSORS, *HYPERPARAMETERS}
+    assert {name: float(value) for name, value in given.items()} == \
+        pytest.approx(expected, abs=1e-4)
+
+
+def test_a_loss_that_asks_for_what_nothing_offers_is_told_what_there_is(make_model, make_pairs):
+    def colourful(policy_chosen_logps, colour):
+        raise AssertionError
+
+    there_are = ", ".join((*TENSORS, *HYPERPARAMETERS))
+    with pytest.raises(ValueError, match=rf"colourful asks for 'colour', which nothing offers: "
+                                         rf"there are {there_are}$"):
+        dpo_train(make_model(), None, make_pairs(3), loss=colourful)
+
+
+def test_an_unknown_loss_is_told_which_there_are(make_model, copy_of, make_pairs):
+    there_are = ", ".join((*LOSSES, "kto"))
+    with pytest.raises(ValueError, match=rf"loss='dop' must be one of {there_are} \("):
+        dpo_train(copy_of(make_model()), make_model(), make_pairs(3), loss="dop")
+
+
+def test_a_run_of_another_loss_is_not_resumed(make_model, make_pairs, tmp_path):
+    settings = {**ALL_SET, "out": str(tmp_path)}
+    dpo_train(make_model(), None, make_pairs(3), loss="simpo", **settings)
+    for other in ("orpo", simpo_loss):
+        with pytest.raises(ValueError, match="begun with loss=simpo"):
+            dpo_train(make_model(), None, make_pairs(3), loss=other, resume=True, **settings)
+
+
+def test_a_loss_by_its_name_has_the_settings_of_its_recipe_unless_given(
+        make_model, copy_of, make_pairs, weights_equal, monkeypatch):
+    settings = {"lr": 2e-3, "beta": 3.0, "gamma": 0.25, "batch_size": 4}
+    monkeypatch.setitem(RECIPES, "simpo", Recipe("loss", {"DPOConfig": settings}, "simpo"))
+    start, rows = make_model(), make_pairs(8)
+
+    def train(loss, **given):
+        return dpo_train(copy_of(start), None, rows, loss=loss, **given)[0]
+
+    assert weights_equal(train("simpo"), train(simpo_loss, **settings))
+    for given in ({"lr": 1e-3}, {"beta": 1.0}, {"gamma": 0.0, "batch_size": 8}):
+        assert weights_equal(train("simpo", **given), train(simpo_loss, **{**settings, **given}))
+        assert not weights_equal(train("simpo", **given), train("simpo"))
 
 
 # --- defaults -------------------------------------------------------------------------------------

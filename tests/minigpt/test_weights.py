@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from dpo import dpo_train
-from minigpt import MiniGPT
+from dpo import dpo_train, evaluate_preference_accuracy
+from minigpt import MiniGPT, generate
+from minigpt.evaluation import evaluate_policy
+from minigpt.logprobs import sequence_logps
 from minigpt.weights import (
     check_reference,
     copy_model_weights,
@@ -14,8 +16,9 @@ from minigpt.weights import (
     unwrapped,
 )
 from ppo import ppo_training
-from reward import RewardModel, train_reward_model
+from reward import RewardModel, evaluate_reward_accuracy, score, train_reward_model
 from sft import sft_train
+from sft.evaluate import evaluate_loss
 
 
 def test_copy_is_equal_and_deep(make_model, weights_equal, weights_of):
@@ -189,3 +192,17 @@ def test_training_takes_a_wrapped_model_and_trains_the_one_inside(
         found, expected = train(model, wrap), train(plain, lambda model: model)
         assert found is model and expected is plain
         assert weights_equal(model, plain) and not weights_equal(model, start), stage
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_what_only_reads_a_model_takes_a_wrapped_one(make_model, make_reward, wrap):
+    plain, rows = make_model(1), [{"prompt": "a", "chosen": "b", "rejected": "c"}]
+    model, reference, reward = wrap(plain), wrap(make_model(2)), make_reward()
+    assert generate(model, ["a"], 4, seed=0) == generate(plain, ["a"], 4, seed=0)
+    assert torch.equal(sequence_logps(model, ["a"], ["b"]), sequence_logps(plain, ["a"], ["b"]))
+    assert evaluate_policy(model, reference, ["a"], 1, 4, seed=0) \
+        == evaluate_policy(plain, make_model(2), ["a"], 1, 4, seed=0)
+    assert evaluate_loss(model, [{"prompt": "a", "response": "b"}]) > 0
+    assert 0 <= evaluate_preference_accuracy(model, reference, rows) <= 1
+    assert torch.equal(score(wrap(reward), ["a"], ["b"]), score(reward, ["a"], ["b"]))
+    assert evaluate_reward_accuracy(wrap(reward), rows) == evaluate_reward_accuracy(reward, rows)

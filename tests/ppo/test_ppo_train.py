@@ -354,7 +354,7 @@ def test_a_value_model_of_ones_own_is_used_and_trained_in_place(reciter, copy_of
 
 @pytest.mark.parametrize("advantage", ["GAE", "reinforce", "", None])
 def test_an_unknown_advantage_raises(reciter, copy_of, make_reward, prompts, advantage):
-    with pytest.raises(ValueError, match="^advantage=.* must be one of gae, rloo, grpo"):
+    with pytest.raises(ValueError, match=r"^advantage=.* must be one of gae, rloo, grpo"):
         run(copy_of(reciter), reciter, make_reward(), prompts, advantage=advantage)
 
 
