@@ -74,8 +74,8 @@ class Task:
 
     @property
     def prompts(self) -> list[str]:
-        """The prompts of the training rows, which PPO answers."""
-        rows = self.preferences or self.prompt_rows or self.unpaired
+        """The prompts of the training rows, which PPO and rounds of sampling answer."""
+        rows = self.preferences or self.prompt_rows or self.unpaired or self.sft_rows
         return sorted({row["prompt"] for row in rows})
 
     @property

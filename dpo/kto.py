@@ -11,9 +11,9 @@ from dpo.train import DPOConfig
 from minigpt import distributed
 from minigpt.batching import Batch, Batches
 from minigpt.logprobs import logps_of_examples, response_logps
-from minigpt.lora import as_reference
+from minigpt.lora import as_reference, recipes_of
 from minigpt.model import MiniGPT
-from minigpt.recipes import with_recipe
+from minigpt.recipes import with_recipes
 from minigpt.training import TrainingLoop
 from minigpt.weights import check_reference, unwrapped
 
@@ -32,8 +32,8 @@ def kto_train(policy: MiniGPT, reference: MiniGPT | None, rows: Sequence[Mapping
         check_reference(policy, reference)
         reference = unwrapped(reference)
     policy = unwrapped(policy)
-    config = with_recipe(DPOConfig, "kto", loss="kto", num_epochs=num_epochs, lr=lr, beta=beta,
-                         **options)
+    config = with_recipes(DPOConfig, ("kto", *recipes_of(policy)), loss="kto",
+                          num_epochs=num_epochs, lr=lr, beta=beta, **options)
     if config.batch_size * distributed.world_size() < 2:
         raise ValueError("batch_size=1 leaves KTO no reference point, which is a mean over the "
                          "mismatched answers of a batch: raise it")

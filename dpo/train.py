@@ -12,10 +12,10 @@ from dpo.loss import LOSSES, Result
 from minigpt.batching import Batch, Batches
 from minigpt.distributed import world_size
 from minigpt.logprobs import logps_of_examples, response_logps
-from minigpt.lora import as_reference
+from minigpt.lora import as_reference, recipes_of
 from minigpt.model import MiniGPT
 from minigpt.options import option
-from minigpt.recipes import with_recipe
+from minigpt.recipes import with_recipes
 from minigpt.settings import EpochConfig, name_of
 from minigpt.training import TrainingLoop
 from minigpt.weights import check_reference, unwrapped
@@ -82,8 +82,8 @@ def dpo_train(policy: MiniGPT, reference: MiniGPT | None, rows: Sequence[Mapping
         reference = unwrapped(reference)
     policy = unwrapped(policy)
     named = {"loss": loss} if isinstance(loss, str) else {}
-    config = with_recipe(DPOConfig, name_of(loss), num_epochs=num_epochs, lr=lr, beta=beta,
-                         **named, **options)
+    config = with_recipes(DPOConfig, (name_of(loss), *recipes_of(policy)), num_epochs=num_epochs,
+                          lr=lr, beta=beta, **named, **options)
     loss_on_pairs = LOSSES[loss] if isinstance(loss, str) else loss
     asked = parameters_of(loss_on_pairs)
     examples = preference_examples(rows, policy.max_seq_len)

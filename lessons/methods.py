@@ -40,6 +40,8 @@ METHODS = {
     "dpo": Method("DPO", "pairs and nothing else: the first thing to try", "dpo"),
     "rloo": Method("RLOO", "as PPO, without the value model: less memory, less to tune", "ppo",
                    ("--advantage", "rloo"), "--reward"),
+    "rloo-long": Method("RLOO, 3 x as long", "the best answers that a policy gives here", "ppo",
+                        ("--advantage", "rloo", "--num-episodes", "96"), "--reward"),
     "grpo": Method("GRPO", "as RLOO, where rewards are right or wrong and questions differ in "
                            "difficulty", "ppo", ("--advantage", "grpo"), "--reward"),
     "ipo": _loss("IPO", "ipo", "labels that hardly ever err, where DPO's margins never stop"),

@@ -1,7 +1,7 @@
 """A policy's own answers, judged: what rounds of sampling and training learn from.
 
 Several answers are sampled to each prompt, and a judge, a function (prompts, responses) -> scores,
-says which are better.  Answers that did not end are left out: half a text is no example.
+says which are better.  Answers that did not end, or are empty, are left out: they are no example.
 """
 
 import json
@@ -50,7 +50,7 @@ def check_rounds(config: RoundsConfig, has_data: bool) -> None:
 
 
 class Judged(NamedTuple):
-    """A prompt, the answers that ended, and their scores."""
+    """A prompt, the answers that can be learned from, and their scores."""
 
     prompt: str
     responses: list[str]
@@ -61,27 +61,42 @@ def sample_judged(policy: MiniGPT, prompts: Sequence[str], judge: Judge, config:
                   max_new_tokens: int, seed: int) -> list[Judged]:
     """`round_prompts` of these prompts, drawn in equal numbers, each with its judged answers.
 
-    Raises ValueError if the judge gives another number of scores than there are responses.
+    Raises ValueError if there are no prompts, or if the judge gives another number of scores than
+    there are responses.
     """
+    if not prompts:
+        raise ValueError("prompts is empty: there is nothing to answer")
     generator = seeded(seed, "prompts of the round")
     asked: list[str] = []
     while len(asked) < config.round_prompts:
         asked += [prompts[i] for i in torch.randperm(len(prompts), generator=generator)]
-    judged = []
+    judged: list[Judged] = []
     starts = range(0, config.round_prompts, PROMPTS_AT_ONCE)
     for start in tqdm(starts, desc="sampling", leave=False,
                       disable=True if distributed.rank() else None):
         some = asked[start:min(start + PROMPTS_AT_ONCE, config.round_prompts)]
-        repeated, responses = sample_responses(policy, some, config.samples_per_prompt,
-                                               max_new_tokens, seed_of(seed, "round", start))
-        texts = [response.text for response in responses]
-        scores = [float(score) for score in judge(repeated, texts)]
-        groups = zip(repeated, responses, scores, strict=True)
-        for prompt in some:
-            group = [next(groups) for _ in range(config.samples_per_prompt)]
-            ended = [(response.text, score) for _, response, score in group if response.finished]
-            judged.append(Judged(prompt, [text for text, _ in ended], [s for _, s in ended]))
+        _, responses = sample_responses(policy, some, config.samples_per_prompt, max_new_tokens,
+                                        seed_of(seed, "round", start))
+        sampled = iter(responses)
+        groups = [[next(sampled) for _ in range(config.samples_per_prompt)] for _ in some]
+        texts = [[answer.text for answer in group if answer.finished and answer.text.strip()]
+                 for group in groups]
+        scores = iter(scores_of(judge, some, texts))
+        judged += [Judged(prompt, of_prompt, [next(scores) for _ in of_prompt])
+                   for prompt, of_prompt in zip(some, texts, strict=True)]
     return judged
+
+
+def scores_of(judge: Judge, prompts: Sequence[str], texts: Sequence[list[str]]) -> list[float]:
+    """The judge's scores of all answers to all prompts, in order."""
+    answers = [text for of_prompt in texts for text in of_prompt]
+    if not answers:
+        return []
+    asked = [prompt for prompt, of_prompt in zip(prompts, texts, strict=True) for _ in of_prompt]
+    scores = [float(score) for score in judge(asked, answers)]
+    if len(scores) != len(answers):
+        raise ValueError(f"the judge gave {len(scores)} scores for {len(answers)} answers")
+    return scores
 
 
 def rounds_of(config: RoundsConfig, run: TrainingConfig, make_rows: Callable[[int], list[dict]]

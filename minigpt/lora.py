@@ -81,6 +81,11 @@ def adapters_of(model: nn.Module) -> list[LoraLinear]:
     return [layer for layer in model.modules() if isinstance(layer, LoraLinear)]
 
 
+def recipes_of(model: nn.Module) -> list[str]:
+    """The recipe for adapters, if the model has any; they want a higher learning rate."""
+    return ["lora"] if adapters_of(model) else []
+
+
 @contextmanager
 def as_reference(policy: MiniGPT, reference: MiniGPT | None) -> Iterator[MiniGPT]:
     """The reference; if there is none, within the block, the policy with its adapters off.

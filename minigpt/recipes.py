@@ -1,10 +1,12 @@
-"""Named recipes: every setting that --quick or --data changes, in one table.
+"""Named recipes: every setting that --quick, --data or a method changes, in one table.
 
 The defaults beside the options (`DPOConfig`, `WorldConfig`, ...) are the recipe for the whole
 little world.  Other data want other settings:
 
     quick      --quick       eight facts of the world and little data: a look at everything
     few rows   --data FILE   a file of one's own, with hundreds of rows instead of thousands
+    ipo, ...   --loss ipo    what another loss, or --advantage, wants to train well
+    lora       --lora-rank   adapters want a higher learning rate than whole weights
     lesson                   the lessons' small model (173,888 weights) and eight facts; pinned in
                              full, so that a change of the defaults changes no article
 
@@ -14,7 +16,7 @@ reads responses alone, learns from each of their tokens (pooling), and goes on p
 weak model, makes a few hundred steps at a higher rate and a beta that still holds it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from minigpt import distributed
@@ -64,16 +66,31 @@ RECIPES = {
                       "precision": "float32"},
     }),
 }
-LOSS_SETTINGS: dict[str, dict[str, Any]] = {  # of DPOConfig, for each loss but DPO's own
+# Of DPOConfig for each loss but DPO's own, and of PPOConfig for each advantage but GAE: the best of
+# a few that were tried on a seed of the world that no table shows (lessons/notes/family.md).
+LOSS_SETTINGS: dict[str, dict[str, Any]] = {
+    "ipo": {"beta": 0.2},
+    "hinge": {"beta": 1.0},
+    "cdpo": {"beta": 1.0, "label_smoothing": 0.05},
+    "robust_dpo": {"beta": 4.0, "label_smoothing": 0.02, "lr": 5e-5},
+    "apo_zero": {"beta": 2.0},
+    "apo_down": {"beta": 4.0, "lr": 1e-5},
+    "dpop": {"beta": 1.0, "lam": 1.0},
+    "length_normalised_dpo": {"beta": 30.0},  # of a log-ratio per token
+    "dpo_nll": {"beta": 2.0, "nll_weight": 1.0},
+    "simpo": {"beta": 10.0, "gamma": 0.5, "lr": 1e-5},
+    "orpo": {"lam": 1.0},
+    "kto": {"beta": 2.0, "batch_size": 64},   # single responses: as many tokens as 32 pairs
 }
-ADVANTAGE_SETTINGS: dict[str, dict[str, Any]] = {  # of PPOConfig, for each but GAE
-    "rloo": {"samples_per_prompt": 4, "lr": 1.5e-4},
-    "grpo": {"samples_per_prompt": 4, "lr": 1.5e-4, "kl_in": "loss"},
+ADVANTAGE_SETTINGS: dict[str, dict[str, Any]] = {
+    "rloo": {"samples_per_prompt": 4},
+    "grpo": {"samples_per_prompt": 4, "kl_in": "loss", "kl_coeff": 0.1},
 }
 RECIPES |= {name: Recipe("loss", {"DPOConfig": settings}, name)
             for name, settings in LOSS_SETTINGS.items()}
 RECIPES |= {name: Recipe("advantage", {"PPOConfig": settings}, name)
             for name, settings in ADVANTAGE_SETTINGS.items()}
+RECIPES["lora"] = Recipe("lora_rank", {"DPOConfig": {"lr": 1e-3}, "PPOConfig": {"lr": 1e-3}})
 
 
 def recipe(name: str, config: type) -> dict[str, Any]:
@@ -81,10 +98,15 @@ def recipe(name: str, config: type) -> dict[str, Any]:
     return RECIPES[name].settings.get(config.__name__, {})
 
 
-def with_recipe(config: type[C], name: str, **settings: Any) -> C:
-    """These settings; the recipe of this name decides those that are None, or else the defaults."""
-    given = {key: value for key, value in settings.items() if value is not None}
-    return config(**(recipe(name, config) if name in RECIPES else {}) | given)
+def with_recipes(config: type[C], names: Sequence[str], **settings: Any) -> C:
+    """These settings; the recipes of these names decide those that are None, or else the defaults.
+
+    A name that has no recipe sets nothing.
+    """
+    chosen: dict[str, Any] = {}
+    for name in names:
+        chosen |= recipe(name, config) if name in RECIPES else {}
+    return config(**chosen | {key: value for key, value in settings.items() if value is not None})
 
 
 def print_recipe(name: str, settings: dict[str, Any], of_stage: str = "") -> None:

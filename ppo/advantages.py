@@ -49,11 +49,11 @@ def rloo_advantages(scores: Tensor) -> Tensor:
     Args: scores (P, k), k responses to each of P prompts.  Returns: (P, k).
     Raises ValueError unless k is at least 2.
 
-    >>> rloo_advantages(torch.tensor([[1.0, 0.0, 0.0]])).tolist()
-    [[1.0, -0.5, -0.5]]
+    >>> rloo_advantages(torch.tensor([[4.0, 1.0, 1.0]])).tolist()
+    [[3.0, -1.5, -1.5]]
     """
     k = group_size("rloo_advantages", scores)
-    return (scores - scores.mean(1, keepdim=True)) * (k / (k - 1))
+    return centred(scores) * (k / (k - 1))
 
 
 def grpo_advantages(scores: Tensor, scale_by_std: bool = True) -> Tensor:
@@ -69,10 +69,9 @@ def grpo_advantages(scores: Tensor, scale_by_std: bool = True) -> Tensor:
     Raises ValueError unless k is at least 2.
     """
     group_size("grpo_advantages", scores)
-    centred = scores - scores.mean(1, keepdim=True)
     if not scale_by_std:
-        return centred
-    return centred / (scores.std(1, keepdim=True) + 1e-4)  # as its authors' code; never 0 / 0
+        return centred(scores)
+    return centred(scores) / (scores.std(1, keepdim=True) + 1e-4)  # as its authors' code: not 0 / 0
 
 
 def group_size(function: str, scores: Tensor) -> int:
@@ -81,6 +80,12 @@ def group_size(function: str, scores: Tensor) -> int:
         raise ValueError(f"{function}: scores are {tuple(scores.shape)}, but (P, k) with k >= 2 is "
                          "needed: a response is compared with the others to its prompt")
     return scores.shape[1]
+
+
+def centred(scores: Tensor) -> Tensor:
+    """Scores (P, k) less the mean of their group; exactly 0 where rounding would leave a rest."""
+    less_mean = scores - scores.mean(1, keepdim=True)
+    return less_mean.masked_fill(flat_groups(scores)[:, None], 0.0)
 
 
 def flat_groups(scores: Tensor) -> Tensor:

@@ -23,11 +23,11 @@ from minigpt.examples import check_texts, tokenize_example
 from minigpt.kl import kl_k1, kl_k3
 from minigpt.log import warn
 from minigpt.logprobs import token_logps
-from minigpt.lora import merged
+from minigpt.lora import merged, recipes_of
 from minigpt.metrics import masked_mean
 from minigpt.model import MiniGPT
 from minigpt.options import option
-from minigpt.recipes import with_recipe
+from minigpt.recipes import with_recipes
 from minigpt.sampling import sample_ids
 from minigpt.seeding import seeded
 from minigpt.settings import TrainingConfig, name_of
@@ -127,8 +127,8 @@ def ppo_training(policy: MiniGPT, reference: MiniGPT | None, reward: AnyReward,
     check_models(policy, reference, reward, value_model)
     policy, reference = unwrapped(policy), None if reference is None else unwrapped(reference)
     named = {} if callable(advantage) else {"advantage": str(advantage)}
-    config = with_recipe(PPOConfig, name_of(advantage), num_episodes=num_episodes, lr=lr,
-                         kl_coeff=kl_coeff, **named, **options)
+    config = with_recipes(PPOConfig, (name_of(advantage), *recipes_of(policy)),
+                          num_episodes=num_episodes, lr=lr, kl_coeff=kl_coeff, **named, **options)
     check_groups(advantage, config)
     batches = prompt_batches(prompts, policy.max_seq_len, config)
     models: dict[str, nn.Module] = {"policy": policy.train()}

@@ -50,6 +50,60 @@ def test_response_masks_are_the_tokens_of_each_response():
                                                    [[0, 1, 0, 0, 0], [0, 0, 1, 1, 0]]]
 
 
+def by_tens(batch):
+    """A value for each token: 10 in the first column, 20 in the second, ...; row b adds b."""
+    B, T = batch.token_ids.shape
+    return torch.arange(B)[:, None] + 10 * torch.arange(1, T + 1)
+
+
+@pytest.mark.parametrize(("examples", "lengths", "last_columns", "sums", "on_tokens"), [
+    ([("?!", "ab"), ("?", "abc"), ("?", "a")],                     # 0 0 1 1; 0 1 1 1; 0 1 - -
+     [[2], [3], [1]], [[3], [3], [1]], [[70], [93], [22]],
+     [[0, 0, 1, 1], [0, 1, 1, 1], [0, 1, 0, 0]]),
+    ([("?!", "ab", "c"), ("?", "a", "bc")],                        # 0 0 1 1 2; 0 1 2 2 -
+     [[2, 1], [1, 2]], [[3, 4], [1, 3]], [[70, 50], [21, 72]],
+     [[0, 0, 1, 1, 2], [0, 1, 2, 2, 0]]),
+    ([("?", "a", "bcd", "ef"), ("?", "ab", "c", "d")],             # 0 1 2 2 2 3 3; 0 1 1 2 3 - -
+     [[1, 3, 2], [2, 1, 1]], [[1, 4, 6], [2, 3, 4]], [[20, 120, 130], [52, 41, 51]],
+     [[0, 1, 2, 2, 2, 3, 3], [0, 1, 1, 2, 3, 0, 0]])], ids=["1", "2", "3"])
+def test_lengths_last_columns_sums_and_places_of_responses_by_hand(examples, lengths, last_columns,
+                                                                   sums, on_tokens):
+    batch = collate([Example(prompt.encode(), tuple(map(str.encode, responses)))
+                     for prompt, *responses in examples])
+    assert batch.response_lengths.tolist() == lengths
+    assert batch.last_columns.tolist() == last_columns
+    assert batch.response_sums(by_tens(batch)).tolist() == sums
+    numbers = torch.arange(1.0, len(lengths[0]) + 1).expand(len(lengths), -1)
+    assert batch.on_tokens(numbers).tolist() == on_tokens          # response j has the value j
+    of_rows = numbers + 10 * torch.arange(len(lengths))[:, None]   # and another in each row
+    expected = torch.tensor(on_tokens) + 10 * torch.arange(len(lengths))[:, None]
+    assert torch.equal(batch.on_tokens(of_rows), expected * batch.response_mask)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_what_stands_on_the_tokens_of_a_response_sums_to_its_length_times_that(texts, k):
+    rows = [(prompt, [response * n for n in range(1, k + 1)]) for prompt, response in texts]
+    examples = tokenize_examples(rows, 999)
+    values = torch.arange(1.0, k * len(rows) + 1).view(-1, k)
+    for batch in (collate(examples), collate(examples, (), 64)):   # with more padding, too
+        spread = batch.on_tokens(values)
+        assert spread.shape == batch.token_ids.shape and (spread[~batch.response_mask] == 0).all()
+        assert torch.equal(batch.response_sums(spread), values * batch.response_lengths)
+        assert batch.response_lengths.tolist() == [[len(encode(r)) + 1 for r in responses]
+                                                   for _, responses in rows]
+        last = batch.last_columns
+        assert (batch.token_ids.gather(1, last) == EOS).all()
+        numbers = torch.arange(1, k + 1).expand_as(last)
+        assert torch.equal(batch.segments.gather(1, last), numbers)
+
+
+def test_values_on_the_tokens_pass_the_sum_of_their_gradients_back():
+    batch = collate([Example(b"?!", (b"ab", b"c")), Example(b"?", (b"a", b"bc"))])
+    values = torch.zeros(2, 2, requires_grad=True)
+    (batch.on_tokens(values) * by_tens(batch)).sum().backward()
+    assert values.grad.tolist() == [[70, 50], [21, 72]]
+
+
 def test_a_moved_batch_is_the_same_batch():
     batch = collate([Example(b"?!", (b"ab", b"c"))], [7])
     batch.weight = 0.25

@@ -1,9 +1,11 @@
 import pytest
 import torch
 
-from minigpt import EOS, decode, generate, sequence_logps
+import minigpt.sampling
+from minigpt import EOS, PAD, decode, generate, sequence_logps
+from minigpt.cache import KeyValueCache
 from minigpt.examples import NoRoomError, tokenize_prompt
-from minigpt.sampling import sample_tokens
+from minigpt.sampling import read_prompts, sample_ids, sample_tokens
 
 RAGGED = ["", "a?", "how are you?", "é", "tell me all about it, please", "xyz", "b?", "g?"]
 
@@ -153,3 +155,90 @@ def test_limits_that_are_not_positive_raise_naming_them(make_model, options):
 def test_prompt_without_room_raises(make_model):
     with pytest.raises(NoRoomError, match="max_seq_len=64"):
         generate(make_model(), ["a", "b" * 63], 5)
+
+
+# --- prompts that occur several times -------------------------------------------------------------
+
+REPEATED = [0, 3, 0, 0, 7, 3, 1, 0]  # of RAGGED
+
+
+def repeated_ids(max_seq_len=64):
+    return [tokenize_prompt(RAGGED[i], max_seq_len) for i in REPEATED]
+
+
+def read_every_row(model, prompt_ids, columns):
+    """`read_prompts` as it was when each row was read for itself."""
+    longest = max(map(len, prompt_ids))
+    cache = KeyValueCache(model, len(prompt_ids), columns)
+    ends = torch.arange(len(prompt_ids)), torch.tensor([len(ids) - 1 for ids in prompt_ids])
+    padded = torch.tensor([ids + [PAD] * (longest - len(ids)) for ids in prompt_ids])
+    return cache, model.hidden_states(padded, cache=cache, at=ends)
+
+
+@pytest.fixture
+def rows_read(monkeypatch):
+    """The rows and columns of every `hidden_states`, in order."""
+    shapes = []
+
+    def watch(model):
+        hidden_states = model.hidden_states
+
+        def counted(token_ids, *arguments, **more):
+            shapes.append(tuple(token_ids.shape))
+            return hidden_states(token_ids, *arguments, **more)
+        monkeypatch.setattr(model, "hidden_states", counted)
+        return shapes
+    return watch
+
+
+def test_a_prompt_that_occurs_several_times_is_read_once(make_model, rows_read):
+    model = make_model()
+    shapes = rows_read(model)
+    longest = max(map(len, repeated_ids()))
+    sample_ids(model, repeated_ids(), 2, greedy=True)
+    assert shapes == [(4, longest), (8, 1)]  # four prompts are read, eight rows are written
+    del shapes[:]
+    sample_ids(model, [tokenize_prompt(prompt, 64) for prompt in RAGGED], 2, greedy=True)
+    assert [rows for rows, _ in shapes] == [8, 8]
+
+
+@torch.no_grad()
+def test_what_is_read_once_and_copied_is_what_each_row_would_have_read(make_model):
+    model, ids = make_model(), repeated_ids()
+    (cache, hidden), (expected_cache, expected) = (read(model, ids, 50)
+                                                   for read in (read_prompts, read_every_row))
+    torch.testing.assert_close(hidden, expected, rtol=1e-5, atol=1e-5)
+    assert cache.length == expected_cache.length == max(map(len, ids))
+    assert cache.memory.shape == expected_cache.memory.shape
+    for row, prompt in enumerate(ids):
+        columns = slice(len(prompt))  # what is behind them is hidden
+        torch.testing.assert_close(cache.memory[:, :, row, :, columns],
+                                   expected_cache.memory[:, :, row, :, columns],
+                                   rtol=1e-5, atol=1e-5)
+    for row, same in ((2, 0), (3, 0), (7, 0), (5, 1)):
+        assert torch.equal(cache.memory[:, :, row, :, :12], cache.memory[:, :, same, :, :12])
+        assert torch.equal(hidden[row], hidden[same])
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_repeated_prompts_are_answered_as_if_each_were_read(reciter, recited, monkeypatch, greedy):
+    ids = [tokenize_prompt(recited[n % 5]["prompt"], 64) for n in range(40)] + repeated_ids()
+
+    def answers():
+        return sample_ids(reciter, ids, 30, temperature=1.5, greedy=greedy,
+                          generator=torch.Generator().manual_seed(0))
+    found = answers()
+    monkeypatch.setattr(minigpt.sampling, "read_prompts", read_every_row)
+    expected = answers()
+    if greedy:
+        assert found == expected
+        assert found[:5] * 8 == found[:40]
+    else:  # where a number lies on an edge, rounding decides
+        assert sum(a != b for a, b in zip(found, expected, strict=True)) <= 2
+        assert len(set(map(tuple, found[:40:5]))) > 1  # rows of one prompt draw each for itself
+
+
+def test_a_repeated_prompt_is_answered_in_its_place_also_where_rows_leave_early(reciter, recited):
+    prompts = [recited[n]["prompt"] for n in (3, 0, 3, 8, 0, 3)]
+    texts = [response.text for response in generate(reciter, prompts, 50, greedy=True)]
+    assert texts == [recited[n]["response"] for n in (3, 0, 3, 8, 0, 3)]

@@ -1,10 +1,11 @@
 import math
+import re
 
 import pytest
 import torch
 
-from ppo import gae
-from ppo.advantages import masked_mean, whiten
+from ppo import gae, grpo_advantages, rloo_advantages
+from ppo.advantages import flat_groups, masked_mean, whiten
 
 
 def ragged(rows=6, columns=12, seed=0):
@@ -118,3 +119,161 @@ def test_a_single_token_is_its_reward_less_its_value():
     one = torch.ones(1, 1)
     advantages, returns = gae(3 * one, 2 * one, one.bool())
     assert (float(advantages), float(returns)) == (1.0, 3.0)
+
+
+# --- groups of responses to one prompt ------------------------------------------------------------
+
+
+def dr_grpo(scores):
+    return grpo_advantages(scores, scale_by_std=False)
+
+
+OF_GROUPS = pytest.mark.parametrize("function", [rloo_advantages, grpo_advantages, dr_grpo])
+EXACTLY = {"rtol": 0, "atol": 1e-12}  # in float64
+
+
+def groups_of(k, seed=0):
+    return torch.randn(5, k, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_group_advantages_by_hand():
+    scores = torch.tensor([[3.0, 1.0, 2.0], [0.0, 0.0, 6.0]], dtype=torch.float64)
+    centred = torch.tensor([[1.0, -1.0, 0.0], [-2.0, -2.0, 4.0]], dtype=torch.float64)
+    std = torch.tensor([[1.0], [12 ** 0.5]], dtype=torch.float64)  # of n - 1
+    torch.testing.assert_close(dr_grpo(scores), centred, **EXACTLY)
+    torch.testing.assert_close(rloo_advantages(scores), centred * 1.5, **EXACTLY)
+    torch.testing.assert_close(grpo_advantages(scores), centred / (std + 1e-4), **EXACTLY)
+
+
+@pytest.mark.parametrize("k", [2, 3, 5])
+def test_rloo_is_each_score_less_the_mean_of_the_others(k):
+    scores = groups_of(k)
+    others = [torch.cat([scores[:, :i], scores[:, i + 1:]], 1) for i in range(k)]
+    expected = torch.stack([scores[:, i] - others[i].mean(1) for i in range(k)], 1)
+    torch.testing.assert_close(rloo_advantages(scores), expected, **EXACTLY)
+
+
+@OF_GROUPS
+@pytest.mark.parametrize("k", [2, 3, 8])
+def test_a_groups_advantages_sum_to_0_and_a_constant_added_to_it_changes_nothing(function, k):
+    scores = groups_of(k)
+    found = function(scores)
+    assert found.shape == scores.shape and found.abs().min() > 1e-3
+    assert found.sum(1).abs().max() < 1e-12
+    shifts = torch.tensor([[0.0], [1.0], [-7.0], [300.0], [-0.1]], dtype=torch.float64)
+    torch.testing.assert_close(function(scores + shifts), found, rtol=0, atol=1e-11)
+
+
+@OF_GROUPS
+def test_the_order_within_a_group_permutes_and_no_group_knows_of_another(function):
+    scores = groups_of(4)
+    found, order = function(scores), [2, 0, 3, 1]
+    torch.testing.assert_close(function(scores[:, order]), found[:, order], **EXACTLY)
+    for row in range(5):
+        torch.testing.assert_close(function(scores[row:row + 1]), found[row:row + 1], **EXACTLY)
+
+
+@pytest.mark.parametrize("k", [2, 3, 4, 7])
+def test_grpo_without_the_std_is_rloo_times_k_less_1_over_k_exactly(k):
+    scores = groups_of(k)
+    assert torch.equal(dr_grpo(scores) * (k / (k - 1)), rloo_advantages(scores))
+    torch.testing.assert_close(dr_grpo(scores), rloo_advantages(scores) * (k - 1) / k, **EXACTLY)
+
+
+def test_grpo_divides_by_the_std_unless_told_not_to():
+    scores = groups_of(4)
+    assert torch.equal(grpo_advantages(scores), grpo_advantages(scores, scale_by_std=True))
+    torch.testing.assert_close(grpo_advantages(scores).std(1), torch.ones(5, dtype=torch.float64),
+                               rtol=0, atol=1e-3)
+
+
+def test_with_two_responses_grpo_leaves_only_the_sign_of_the_difference():
+    scores = torch.tensor([[0.0, 1.0], [70.0, 2.0], [-5.0, 5.0]], dtype=torch.float64)
+    signs = torch.tensor([[-1.0, 1.0], [1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
+    torch.testing.assert_close(grpo_advantages(scores), signs * 0.5 ** 0.5, rtol=2e-4, atol=0)
+
+
+def test_differences_far_below_grpos_epsilon_are_not_blown_up():
+    scores = torch.tensor([[0.0, 2 ** 0.5 * 1e-4], [0.0, 1e-9]], dtype=torch.float64)
+    found = grpo_advantages(scores)
+    assert found[0].tolist() == pytest.approx([-(0.5 ** 1.5), 0.5 ** 1.5])  # std = epsilon: half
+    assert found[1].abs().max() < 1e-5
+
+
+@OF_GROUPS
+@pytest.mark.parametrize("k", [2, 3, 6, 7, 8])
+def test_a_flat_group_teaches_exactly_nothing(function, k):
+    """Though the mean of k equal numbers is, by rounding, not always that number."""
+    scores = torch.tensor([[0.0], [0.1], [1 / 3], [-0.7], [100.1], [-12345.678]]).expand(6, k)
+    assert torch.equal(function(scores), torch.zeros(6, k))
+
+
+def test_flat_groups_are_those_with_one_score():
+    scores = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 1.1], [-2.0, 0.0, -2.0], [0.0, -0.0, 0.0]])
+    assert flat_groups(scores).tolist() == [True, False, False, True]
+
+
+@OF_GROUPS
+@pytest.mark.parametrize("shape", [(3, 1), (1, 1), (6,), (), (2, 3, 4)])
+def test_scores_without_others_to_compare_with_are_refused_with_the_reason(function, shape):
+    name = "rloo_advantages" if function is rloo_advantages else "grpo_advantages"
+    with pytest.raises(ValueError, match=rf"^{name}: scores are {re.escape(str(shape))}, but "
+                                         r"\(P, k\) with k >= 2 .*compared with the others"):
+        function(torch.zeros(shape))
+
+
+# --- the gradient on a bandit: four answers of one token, whose groups can all be listed ----------
+
+LOGITS = torch.tensor([0.7, -0.4, 0.1, -1.3], dtype=torch.float64)
+PI = LOGITS.softmax(0)
+REWARD = torch.tensor([1.0, 0.0, -0.5, 2.5], dtype=torch.float64)
+
+
+def estimates(function, k, reward=REWARD):
+    """Of every group of k draws: its probability (N,), and 1/k sum_i A_i grad log pi(y_i), (N, 4).
+    """
+    groups = torch.cartesian_prod(*[torch.arange(4)] * k)                      # (N, k)
+    gradients = torch.eye(4, dtype=torch.float64) - PI                         # of log pi(y)
+    return PI[groups].prod(1), \
+        (function(reward[groups])[:, :, None] * gradients[groups]).mean(1)
+
+
+def mean_and_variance(function, k, reward=REWARD):
+    p, found = estimates(function, k, reward)
+    assert len(p) == 4 ** k and float(p.sum()) == pytest.approx(1, abs=1e-14)
+    mean = p @ found
+    return mean, float(p @ (found - mean).square().sum(1))
+
+
+def exact_gradient(reward=REWARD):
+    logits = LOGITS.clone().requires_grad_()
+    (logits.softmax(0) @ reward).backward()
+    return logits.grad
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_rloos_mean_gradient_is_the_exact_one_and_that_of_grpo_without_the_std_a_share(k):
+    exact = exact_gradient()
+    assert exact.abs().min() > 0.05
+    torch.testing.assert_close(mean_and_variance(rloo_advantages, k)[0], exact, **EXACTLY)
+    torch.testing.assert_close(mean_and_variance(dr_grpo, k)[0], exact * (k - 1) / k, **EXACTLY)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_grpos_division_by_the_std_bends_the_gradient(k):
+    """No multiple of the exact gradient: a draw counts as much however little its scores differ."""
+    found, exact = mean_and_variance(grpo_advantages, k)[0], exact_gradient()
+    assert 0.5 < float(torch.cosine_similarity(found, exact, 0)) < 0.995
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_where_rewards_lie_far_from_0_rloo_has_a_small_part_of_reinforces_variance(k):
+    def no_baseline(scores):
+        return scores
+    means, variances = zip(*(mean_and_variance(function, k, REWARD + 100)
+                             for function in (rloo_advantages, no_baseline)), strict=True)
+    for mean in means:  # unbiased, both
+        torch.testing.assert_close(mean, exact_gradient(), rtol=0, atol=1e-11)
+    assert variances[0] < variances[1] / 1000
+    near = mean_and_variance(rloo_advantages, k)[1]
+    assert variances[0] == pytest.approx(near, rel=1e-9)  # the same wherever the rewards lie

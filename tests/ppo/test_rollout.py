@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -6,6 +8,8 @@ from minigpt.kl import exact_kl, kl_k3
 from ppo import ppo_loss
 from ppo.rollout import Experience, RolloutMaker, token_rewards
 from ppo.train import PPOConfig, prompt_batches
+from reward import Ensemble
+from reward.combine import as_reward
 
 PROMPTS = ["", "a?", "b?", "how are you?", "g?", "é", "xyz", "k?"] * 2
 KL_COEFF, PENALTY = 0.3, 1.7
@@ -156,6 +160,115 @@ def test_another_sampler_draws_the_responses(models):
     assert found.finished.all()
 
 
+# --- groups ---------------------------------------------------------------------------------------
+
+K, FEW_PROMPTS = 3, ["a?", "", "how are you?", "é", "g?"]
+
+
+def lengths_of_texts(prompts, responses):
+    return [len(prompt) - 0.1 * len(response)
+            for prompt, response in zip(prompts, responses, strict=True)]
+
+
+def in_float64(models):
+    return [copy.deepcopy(model).double() for model in models]
+
+
+@pytest.fixture(scope="module", params=["model", "mean of response", "function", "ensemble"])
+def of_groups(request, models, make_reward):
+    """The models in float64 with one of several rewards, and a rollout of groups."""
+    reads_response = make_reward(6, pooling="mean", reads="response")
+    reward = {"model": models[2], "mean of response": reads_response,
+              "function": as_reward(lengths_of_texts),
+              "ensemble": Ensemble([models[2], reads_response, lengths_of_texts], "min")}
+    doubled = in_float64([*models[:2], reward[request.param], models[3]])
+    return doubled, roll_out(doubled, FEW_PROMPTS, 9, KL_COEFF, samples_per_prompt=K)
+
+
+def as_rows(models, group, kl_coeff=KL_COEFF):
+    """The rollout of one response a row, with the responses of these groups."""
+    batch = group.batch
+    sampled = [ids[mask].tolist() for ids, masks
+               in zip(batch.token_ids, batch.response_masks, strict=True) for mask in masks]
+    repeated = [prompt for prompt in FEW_PROMPTS for _ in range(K)]
+    return roll_out(models, repeated, 9, kl_coeff, sample=lambda *_, generator: sampled)
+
+
+def test_a_row_of_k_responses_is_k_separate_rows(of_groups):
+    """Each response as if it stood alone behind the prompt: to 1e-9 in float64."""
+    models, group = of_groups
+    rows = as_rows(models, group)
+    assert group.batch.token_ids.shape[0] == 5 and rows.batch.token_ids.shape[0] == 15
+    assert group.texts() == rows.texts()
+    assert torch.equal(group.batch.token_ids[group.mask], rows.batch.token_ids[rows.mask])
+    exactly = {"rtol": 0, "atol": 1e-9}
+    for name in ("logps", "ref_logps", "kl", "rewards"):  # token by token, in the same order
+        torch.testing.assert_close(getattr(group, name)[group.mask],
+                                   getattr(rows, name)[rows.mask], **exactly)
+        assert (getattr(group, name)[~group.mask] == 0).all()
+    for name in ("exact_kl", "scores", "finished"):
+        found = getattr(group, name)
+        assert found.shape == (5, K)
+        torch.testing.assert_close(found.flatten(), getattr(rows, name)[:, 0], **exactly)
+    torch.testing.assert_close(group.entropy, rows.entropy, **exactly)
+    assert group.logps.std() > 1 and group.exact_kl.min() > 0
+
+
+def test_float32_too_agrees_where_logits_are_not_extreme(make_model, make_reward):
+    models = make_model(1, spread=2), make_model(3, spread=2), make_reward(4, spread=2), None
+    group = roll_out(models, FEW_PROMPTS, 9, KL_COEFF, samples_per_prompt=K)
+    rows = as_rows(models, group)
+    for name in ("logps", "ref_logps"):
+        torch.testing.assert_close(getattr(group, name)[group.mask],
+                                   getattr(rows, name)[rows.mask], rtol=0, atol=1e-5)
+    for name in ("exact_kl", "scores"):
+        torch.testing.assert_close(getattr(group, name).flatten(), getattr(rows, name)[:, 0],
+                                   rtol=0, atol=1e-5)
+
+
+def test_the_rewards_of_each_response_sum_to_its_score_less_beta_times_its_kl(of_groups):
+    models, group = of_groups
+    sums = group.batch.response_sums
+    torch.testing.assert_close(sums(group.rewards), group.scores - KL_COEFF * sums(group.kl),
+                               rtol=0, atol=1e-9)
+    free = roll_out(models, FEW_PROMPTS, 9, 0.0, samples_per_prompt=K)
+    assert torch.equal(sums(free.rewards), free.scores)  # of the score alone, not one bit is lost
+
+
+def test_scores_of_groups_are_those_of_their_texts_less_the_penalty(models):
+    models = [*models[:2], as_reward(lengths_of_texts), None]
+    group = roll_out(models, FEW_PROMPTS, 9, KL_COEFF, samples_per_prompt=K)
+    given = torch.tensor(lengths_of_texts(*group.texts())).view(5, K)
+    torch.testing.assert_close(group.scores, given - PENALTY * ~group.finished)
+    prompts, responses = group.texts()
+    assert prompts == [prompt for prompt in FEW_PROMPTS for _ in range(K)]
+    groups = [responses[n:n + K] for n in range(0, len(responses), K)]
+    assert any(len(set(texts)) > 1 for texts in groups)  # each response is drawn for itself
+
+
+def test_every_response_stands_behind_its_own_prompt_and_ends_for_itself(models):
+    def sample(policy, prompt_ids, max_new_tokens, *, generator):
+        asked.extend(prompt_ids)
+        return [[*ids[:-1], *encode(str(n)), *[EOS] * ends[n]] for n, ids in enumerate(prompt_ids)]
+    asked, ends = [], [True, True, False, False, True, False]
+    found = roll_out(models, ["a?", "bcd?"], 9, 0.0, samples_per_prompt=3, sample=sample)
+    repeated = ["a?"] * 3 + ["bcd?"] * 3
+    assert asked == [[*encode(prompt), SEP] for prompt in repeated]
+    assert found.texts() == (repeated, ["a?0", "a?1", "a?2", "bcd?3", "bcd?4", "bcd?5"])
+    assert found.finished.tolist() == [ends[:3], ends[3:]]
+    ids, segments = (tensor[1].tolist() for tensor in (found.batch.token_ids, found.batch.segments))
+    assert bytes(ids) == bytes([*encode("bcd?"), SEP, *encode("bcd?3"), *encode("bcd?4"), EOS,
+                                *encode("bcd?5")])
+    assert segments == [0] * 5 + [1] * 5 + [2] * 6 + [3] * 5
+
+
+def test_a_group_may_be_longer_than_the_model_reads_since_each_response_fits(models):
+    group = roll_out(models, ["a" * 55], 50, 0.0, samples_per_prompt=4)
+    assert group.batch.token_ids.shape[1] == 56 + int(group.batch.response_lengths.sum())
+    assert int(group.batch.response_lengths.max()) <= 64 - 56
+    assert group.batch.token_ids.shape[1] > 64
+
+
 # --- what an update learns from -------------------------------------------------------------------
 
 
@@ -238,3 +351,27 @@ def test_the_parts_of_a_minibatch_sum_to_its_mean_loss(experience, size, rows_at
         assert sum(float(part.weight) for part in parts) == pytest.approx(1)
         for name, value in whole_metrics.items():
             torch.testing.assert_close(summed_metrics[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("responses_at_once", [1, 7, 1000])
+def test_a_minibatch_and_a_part_hold_whole_groups(models, responses_at_once, monkeypatch):
+    monkeypatch.setattr("ppo.rollout.RESPONSES_AT_ONCE", responses_at_once)
+    group = roll_out(models, FEW_PROMPTS, 9, KL_COEFF, samples_per_prompt=K)
+    zeros = torch.zeros_like(group.logps)
+    experience = Experience(group.batch, group.logps, group.ref_logps, group.rewards, zeros, zeros)
+    rows_at_once = max(1, responses_at_once // K)
+    seen = []
+    for parts in minibatches(experience, 2):
+        assert sum(float(part.weight) for part in parts) == pytest.approx(1)
+        assert max(len(part.batch.indices) for part in parts) == min(rows_at_once, sum(
+            len(part.batch.indices) for part in parts))
+        tokens = sum(int(part.mask.sum()) for part in parts)
+        for part in parts:
+            rows = part.batch.indices
+            assert float(part.weight) == pytest.approx(int(part.mask.sum()) / tokens)
+            for found, whole in ((part.batch.response_lengths, group.batch.response_lengths),
+                                 (part.batch.response_sums(part.advantages),
+                                  group.batch.response_sums(group.rewards))):
+                torch.testing.assert_close(found, whole[rows])
+            seen += rows.tolist()
+    assert sorted(seen) == list(range(5))
