@@ -37,7 +37,7 @@ class RoundsConfig(Settings):
     judge: str | None = option(None, "what judges them: the checkpoint of a reward model, or "
                                      "'world', the little world's true reward")
     samples_per_prompt: int = option(8, "answers sampled to each prompt", at_least=2)
-    round_prompts: int = option(512, "prompts answered in a round; if there are fewer, some again",
+    round_prompts: int = option(1024, "prompts answered in a round; if there are fewer, some again",
                                 at_least=1)
 
 

@@ -168,7 +168,7 @@ def test_the_models_that_each_round_compares(talker, copy_of, weights_equal, mon
 
 def test_rounds_of_a_loss_without_a_reference_and_of_adapters_need_one_model(talker, copy_of):
     for online in ({}, {"reference": "last"}):
-        policy, _, _ = run(copy_of(talker), None, online=online, loss="simpo", lr=2e-3)
+        policy, _, _ = run(copy_of(talker), None, online=online, loss="orpo", lr=2e-3)
         assert share_of_yes(policy) > share_of_yes(talker)
     adapted = add_lora(copy_of(talker), 4)
     policy, losses, _ = run(adapted, None, lr=2e-3)

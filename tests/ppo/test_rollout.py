@@ -5,6 +5,7 @@ import torch
 
 from minigpt import EOS, SEP, decode, encode
 from minigpt.kl import exact_kl, kl_k3
+from minigpt.sampling import sample_ids
 from ppo import ppo_loss
 from ppo.rollout import Experience, RolloutMaker, token_rewards
 from ppo.train import PPOConfig, prompt_batches
@@ -174,15 +175,19 @@ def in_float64(models):
     return [copy.deepcopy(model).double() for model in models]
 
 
-@pytest.fixture(scope="module", params=["model", "mean of response", "function", "ensemble"])
+def varied(policy, prompt_ids, max_new_tokens, *, generator):
+    """Responses of many lengths, some of them unlikely."""
+    return sample_ids(policy, prompt_ids, max_new_tokens, temperature=2.0, generator=generator)
+
+
+@pytest.fixture(scope="module", params=["model", "mean of response", "ensemble"])
 def of_groups(request, models, make_reward):
     """The models in float64 with one of several rewards, and a rollout of groups."""
     reads_response = make_reward(6, pooling="mean", reads="response")
     reward = {"model": models[2], "mean of response": reads_response,
-              "function": as_reward(lengths_of_texts),
               "ensemble": Ensemble([models[2], reads_response, lengths_of_texts], "min")}
     doubled = in_float64([*models[:2], reward[request.param], models[3]])
-    return doubled, roll_out(doubled, FEW_PROMPTS, 9, KL_COEFF, samples_per_prompt=K)
+    return doubled, roll_out(doubled, FEW_PROMPTS, 9, KL_COEFF, samples_per_prompt=K, sample=varied)
 
 
 def as_rows(models, group, kl_coeff=KL_COEFF):
@@ -211,7 +216,9 @@ def test_a_row_of_k_responses_is_k_separate_rows(of_groups):
         assert found.shape == (5, K)
         torch.testing.assert_close(found.flatten(), getattr(rows, name)[:, 0], **exactly)
     torch.testing.assert_close(group.entropy, rows.entropy, **exactly)
-    assert group.logps.std() > 1 and group.exact_kl.min() > 0
+    assert group.logps[group.mask].std() > 1 and group.exact_kl.min() > 0.1
+    assert len(group.batch.response_lengths.unique()) >= 4
+    assert group.finished.any() and not group.finished.all()
 
 
 def test_float32_too_agrees_where_logits_are_not_extreme(make_model, make_reward):
@@ -237,13 +244,13 @@ def test_the_rewards_of_each_response_sum_to_its_score_less_beta_times_its_kl(of
 
 def test_scores_of_groups_are_those_of_their_texts_less_the_penalty(models):
     models = [*models[:2], as_reward(lengths_of_texts), None]
-    group = roll_out(models, FEW_PROMPTS, 9, KL_COEFF, samples_per_prompt=K)
+    group = roll_out(models, FEW_PROMPTS, 9, KL_COEFF, samples_per_prompt=K, sample=varied)
     given = torch.tensor(lengths_of_texts(*group.texts())).view(5, K)
     torch.testing.assert_close(group.scores, given - PENALTY * ~group.finished)
     prompts, responses = group.texts()
     assert prompts == [prompt for prompt in FEW_PROMPTS for _ in range(K)]
     groups = [responses[n:n + K] for n in range(0, len(responses), K)]
-    assert any(len(set(texts)) > 1 for texts in groups)  # each response is drawn for itself
+    assert all(len(set(texts)) > 1 for texts in groups)  # each response is drawn for itself
 
 
 def test_every_response_stands_behind_its_own_prompt_and_ends_for_itself(models):
@@ -356,7 +363,7 @@ def test_the_parts_of_a_minibatch_sum_to_its_mean_loss(experience, size, rows_at
 @pytest.mark.parametrize("responses_at_once", [1, 7, 1000])
 def test_a_minibatch_and_a_part_hold_whole_groups(models, responses_at_once, monkeypatch):
     monkeypatch.setattr("ppo.rollout.RESPONSES_AT_ONCE", responses_at_once)
-    group = roll_out(models, FEW_PROMPTS, 9, KL_COEFF, samples_per_prompt=K)
+    group = roll_out(models, FEW_PROMPTS, 9, KL_COEFF, samples_per_prompt=K, sample=varied)
     zeros = torch.zeros_like(group.logps)
     experience = Experience(group.batch, group.logps, group.ref_logps, group.rewards, zeros, zeros)
     rows_at_once = max(1, responses_at_once // K)
