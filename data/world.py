@@ -17,7 +17,7 @@ another wording, not to facts that were never taught.  Everything is determined 
 import math
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import mean
@@ -212,6 +212,11 @@ class World:
             self._training += [p for p in prompts if p not in heldout]
         self.prompts = [p.text for p in self._training]
         self.heldout_prompts = [p.text for p in self._heldout]
+
+    @property
+    def prompt_texts(self) -> Collection[str]:
+        """Every prompt that has a true reward."""
+        return self._by_text.keys()
 
     def _rng(self, purpose: str) -> random.Random:
         return random.Random(f"{self.seed} {purpose}")

@@ -29,9 +29,9 @@ from minigpt.command import (
 )
 from minigpt.disk import write_json
 from minigpt.evaluation import evaluate_policy, show_before_and_after, signs_of_collapse
-from minigpt.judged import Judge, sampling_figures
+from minigpt.judged import sampling_figures
 from minigpt.log import warn
-from minigpt.lora import LoraConfig, merged, policy_and_reference
+from minigpt.lora import LoraConfig, merged, policy_and_reference, weights_trained
 from minigpt.metrics import accuracy_figures, preference_accuracy
 from minigpt.model import MiniGPT
 from minigpt.options import Settings, option
@@ -63,9 +63,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = starting_point(task, command, config)
 
     judge = None if online.judge is None else judge_of(online.judge, task, command)
-    policy, losses, margins, models = train(start, task, config, lora, online, judge,
-                                            command.max_new_tokens)
-    reference = start if models == 2 else start_again(command, config)
+    policy, reference = policy_and_reference(start, lora, config.seed,
+                                             needs_reference(config.loss))
+    held = {"models_in_memory": 1 if reference is None else 2,
+            "weights_trained": weights_trained(policy)}
+    if judge is None:
+        _, losses, margins = dpo_train(policy, reference, task.preferences or task.unpaired,
+                                       **vars(config))
+    else:
+        _, losses, margins = dpo_rounds(policy, reference, task.prompts, judge, online, config,
+                                        command.max_new_tokens)
+    policy, reference = merged(policy), reference or start_again(command, config)
     out = Path(config.out)
     save_checkpoint(policy, out / "model.pt")
     swept = beta_sweep(reference, task, command, config) if sweep.sweep else []
@@ -81,11 +89,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     summary |= {**sampling_figures(online, config.out),
                 "tokens_trained": tokens_trained(config.out)}
     summary |= {"seconds": time.perf_counter() - started, "peak_memory_mb": peak_memory_mb(),
-                "models_in_memory": models}
+                **held}
     heading = start_figures(reference, task)
     report(f"{config.loss}: held-out pairs and prompts", heading | summary, config.out,
            doubts_about(heading))
-    if models == 1:
+    if held["models_in_memory"] == 1:
         print("\nIn memory: the policy alone, since " + (
             f"its reference is itself without the adapters of rank {lora.lora_rank}"
             if needs_reference(config.loss) else f"{config.loss} needs no reference"))
@@ -95,25 +103,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     show_before_and_after(reference, policy, task.heldout_prompts[:4], command.max_new_tokens)
     save_curves(out / "curves.png", {"loss": losses, "margin": margins},
                 {f"{config.loss} loss": ["loss"], "margin": ["margin"]})
-
-
-def train(start: MiniGPT, task: Task, config: DPOConfig, lora: LoraConfig, online: OnlineConfig,
-          judge: Judge | None,
-          max_new_tokens: int) -> tuple[MiniGPT, list[float], list[float], int]:
-    """What `dpo_train` returns, with adapters merged, and how many models were in memory.
-
-    If the reference was not one of them, `start` itself was trained.
-    """
-    policy, reference = policy_and_reference(start, lora, config.seed,
-                                             needs_reference(config.loss))
-    models = [policy, reference]
-    if judge is None:
-        _, losses, margins = dpo_train(policy, reference, task.preferences or task.unpaired,
-                                       **vars(config))
-    else:
-        _, losses, margins = dpo_rounds(policy, reference, task.prompts, judge, online, config,
-                                        max_new_tokens)
-    return merged(policy), losses, margins, sum(model is not None for model in models)
 
 
 def measure(policy: MiniGPT, reference: MiniGPT, task: Task, command: CommandConfig,

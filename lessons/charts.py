@@ -1,4 +1,7 @@
-"""The figures of `lessons.compare`.  Each function returns its path, or None without matplotlib."""
+"""The figures of `lessons.compare`.
+
+Each function returns its path, or None without matplotlib or if there is nothing to show.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -80,7 +83,7 @@ def save_ppo_over_time(path: Path, results: Mapping[str, Any]) -> Path | None:
     Score and true reward diverge when the policy exploits the reward model.
     """
     plt = pyplot()
-    if plt is None:
+    if plt is None or "ppo_history" not in results:
         return None
     history = results["ppo_history"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.2), layout="constrained")

@@ -1,5 +1,6 @@
 """Models and training states on disk: written atomically, read without running code."""
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ def load_state(path: str | Path) -> dict[str, Any]:
         pass
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # whose message tells how to run the file's code
+        raise UserError(f"{path} is not a checkpoint of this library: it holds something other "
+                        "than tensors and plain values") from error
     except Exception as error:  # a damaged file can raise almost anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is not a checkpoint of this library, or it is damaged: {reason}"

@@ -81,6 +81,11 @@ def adapters_of(model: nn.Module) -> list[LoraLinear]:
     return [layer for layer in model.modules() if isinstance(layer, LoraLinear)]
 
 
+def weights_trained(model: nn.Module) -> int:
+    """How many weights training changes; AdamW keeps two numbers for each."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
 def recipes_of(model: nn.Module) -> list[str]:
     """The recipe for adapters, if the model has any; they want a higher learning rate."""
     return ["lora"] if adapters_of(model) else []

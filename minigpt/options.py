@@ -15,13 +15,15 @@ from minigpt.recipes import RECIPES, print_recipe, recipe
 
 def option(default: Any, help: str, choices: tuple | None = None, *, at_least: float | None = None,
            above: float | None = None, at_most: float | None = None,
-           below: float | None = None) -> Any:
+           below: float | None = None, positional: bool = False) -> Any:
     """A dataclass field that is also a command-line option with this help text.
 
     choices, at_least, above, at_most, below: the values that it may have.
+    positional: for a list whose values stand on the command line without a flag.
     """
     return field(default=default, metadata={"help": help, "choices": choices, "at_least": at_least,
-                                            "above": above, "at_most": at_most, "below": below})
+                                            "above": above, "at_most": at_most, "below": below,
+                                            "positional": positional})
 
 
 @dataclass
@@ -134,6 +136,8 @@ def _parser(description: str, configs: Sequence[type]) -> argparse.ArgumentParse
                 continue
             default = setting.default if setting.default is not MISSING else None
             kind = _argument(hints[setting.name], default, setting.metadata["choices"])
+            if setting.metadata["positional"]:
+                flag, kind = setting.name, kind | {"nargs": "*"}
             group.add_argument(flag, default=default, help=setting.metadata["help"], **kind)
     return parser
 

@@ -37,7 +37,8 @@ class Recipe(NamedTuple):
     @property
     def flag(self) -> str:
         """How the command line asks for it."""
-        return f"--{self.option}" + (f" {self.value}" if self.value is not None else "")
+        flag = "--" + self.option.replace("_", "-")
+        return flag + (f" {self.value}" if self.value is not None else "")
 
 
 RECIPES = {

@@ -23,7 +23,7 @@ from minigpt.command import CommandConfig, begin, peak_memory_mb, report, run_co
 from minigpt.errors import UserError
 from minigpt.evaluation import evaluate_policy, show_before_and_after, signs_of_collapse
 from minigpt.log import warn
-from minigpt.lora import LoraConfig, merged, policy_and_reference
+from minigpt.lora import LoraConfig, merged, policy_and_reference, weights_trained
 from minigpt.model import MiniGPT
 from minigpt.plots import running_mean, save_curves
 from minigpt.run_folder import read_history
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     reward = reward_of(rewards.reward, rewards.reward_weights, rewards.reward_combine, start, task,
                        command, config)
     policy, reference = policy_and_reference(start, lora, config.seed)
-    models = models_in_memory(policy, reference, reward, config)
+    models, trained = models_in_memory(policy, reference, reward, config), weights_trained(policy)
     policy, _, _ = ppo_training(policy, reference, reward, task.prompts, measure=task.measure,
                                 **vars(config))
     policy, reference = merged(policy), reference or start_again(command, config)
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                   ("proxy_reward", "true_reward", "right_share") if name in before},
                **training_figures(history, task), **token_figures(history, task, config)}
     summary |= {"seconds": time.perf_counter() - started, "peak_memory_mb": peak_memory_mb(),
-                "models_in_memory": len(models)}
+                "models_in_memory": len(models), "weights_trained": trained}
     heading = start_figures(reference, task)
     report(f"PPO ({config.advantage}): held-out prompts", heading | summary, config.out,
            doubts_about(heading))

@@ -1,12 +1,23 @@
 import pytest
 
 from data.world import WorldConfig
+from dpo import LOSSES
 from dpo.train import DPOConfig
 from lessons.compare import CompareConfig
 from minigpt.command import CommandConfig
-from minigpt.recipes import RECIPES, recipe, settings_of_start
+from minigpt.lora import LoraConfig
+from minigpt.options import parse
+from minigpt.recipes import (
+    ADVANTAGE_SETTINGS,
+    LOSS_SETTINGS,
+    RECIPES,
+    Recipe,
+    recipe,
+    settings_of_start,
+    with_recipes,
+)
 from minigpt.settings import TrainingConfig
-from ppo.train import PPOConfig
+from ppo.train import GROUP_ADVANTAGES, PPOConfig
 from reward.train import RewardConfig
 from sft.train import SFTConfig
 
@@ -48,3 +59,93 @@ def test_the_processes_of_a_start_have_together_the_batch_of_one(monkeypatch, pr
     monkeypatch.setattr("minigpt.distributed.world_size", lambda: processes)
     run = TrainingConfig(out="runs/x")
     assert settings_of_start(SFTConfig, "sft", run, False, False).batch_size == batch_size
+
+
+# --- the recipe of a method -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def method_recipes(monkeypatch):
+    """Recipes of two losses, of an advantage and of adapters, in place of those that were measured.
+    """
+    of_loss = {"lr": 0.125, "beta": 7.0, "gamma": 0.25}
+    monkeypatch.setitem(RECIPES, "simpo", Recipe("loss", {"DPOConfig": of_loss}, "simpo"))
+    monkeypatch.setitem(RECIPES, "orpo", Recipe("loss", {"DPOConfig": {"lam": 0.75}}, "orpo"))
+    of_advantage = {"samples_per_prompt": 2, "kl_in": "loss"}
+    monkeypatch.setitem(RECIPES, "rloo", Recipe("advantage", {"PPOConfig": of_advantage}, "rloo"))
+    of_adapters = {"DPOConfig": {"lr": 0.5}, "PPOConfig": {"lr": 0.25}}
+    monkeypatch.setitem(RECIPES, "lora", Recipe("lora_rank", of_adapters))
+
+
+def test_every_loss_and_every_advantage_but_the_first_has_a_recipe():
+    assert LOSS_SETTINGS.keys() == {*LOSSES, "kto"} - {"dpo"}
+    assert ADVANTAGE_SETTINGS.keys() == GROUP_ADVANTAGES.keys()
+    for option, config, of_methods in (("loss", "DPOConfig", LOSS_SETTINGS),
+                                       ("advantage", "PPOConfig", ADVANTAGE_SETTINGS)):
+        for name, settings in of_methods.items():
+            assert RECIPES[name] == Recipe(option, {config: settings}, name)
+
+
+def test_a_recipe_is_in_use_if_its_option_has_its_value_or_any():
+    quick, simpo = Recipe("quick", {}), Recipe("loss", {}, "simpo")
+    assert quick.is_used({"quick": True}) and quick.flag == "--quick"
+    assert not quick.is_used({"quick": False}) and not quick.is_used({})
+    assert simpo.is_used({"loss": "simpo"}) and simpo.flag == "--loss simpo"
+    assert not simpo.is_used({"loss": "dpo"}) and not simpo.is_used({"quick": True})
+
+
+def test_recipes_set_what_is_not_given_and_the_last_has_the_last_word(method_recipes):
+    defaults = DPOConfig()
+    assert with_recipes(DPOConfig, ()) == with_recipes(DPOConfig, ("mine", "rloo")) == defaults
+    assert with_recipes(DPOConfig, ("simpo",), lr=None, seed=3) == \
+        DPOConfig(lr=0.125, beta=7.0, gamma=0.25, seed=3)
+    assert with_recipes(DPOConfig, ("simpo",), lr=0.5, gamma=0.0, beta=None) == \
+        DPOConfig(lr=0.5, beta=7.0, gamma=0.0)
+    assert with_recipes(DPOConfig, ("simpo", "lora")).lr == 0.5
+    assert with_recipes(DPOConfig, ("lora", "simpo")).lr == 0.125
+    assert with_recipes(PPOConfig, ("simpo",)) == PPOConfig()
+
+
+def test_the_command_line_uses_and_prints_the_recipe_of_a_loss(method_recipes, capsys):
+    config, = parse("", ["--loss", "simpo"], DPOConfig)
+    assert config == DPOConfig(loss="simpo", lr=0.125, beta=7.0, gamma=0.25)
+    assert capsys.readouterr().out == \
+        "recipe 'simpo' (--loss simpo): lr=0.125, beta=7.0, gamma=0.25\n"
+    config, = parse("", ["--loss", "orpo"], DPOConfig)
+    assert config == DPOConfig(loss="orpo", lam=0.75)
+    assert capsys.readouterr().out == "recipe 'orpo' (--loss orpo): lam=0.75\n"
+    assert parse("", ["--loss", "dpo"], DPOConfig) == parse("", [], DPOConfig) == [DPOConfig()]
+    assert capsys.readouterr().out == ""
+
+
+def test_what_is_typed_wins_over_the_recipe_of_a_loss(method_recipes, capsys):
+    config, = parse("", ["--beta", "1", "--loss", "simpo", "--lr", "1e-4"], DPOConfig)
+    assert config == DPOConfig(loss="simpo", lr=1e-4, beta=1.0, gamma=0.25)
+    assert capsys.readouterr().out == "recipe 'simpo' (--loss simpo): gamma=0.25\n"
+
+
+def test_the_recipe_of_a_method_wins_over_quick_and_few_rows(method_recipes, capsys):
+    quick, few = recipe("quick", DPOConfig), recipe("few rows", DPOConfig)
+    assert {"lr", "batch_size"} <= quick.keys() and {"lr", "beta", "num_epochs"} <= few.keys()
+    command, config = parse("", ["--quick", "--loss", "simpo"], CommandConfig, DPOConfig)
+    assert command == CommandConfig(quick=True, **recipe("quick", CommandConfig))
+    of_loss = recipe("simpo", DPOConfig)
+    assert config == DPOConfig(loss="simpo", **quick | of_loss)
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 2 and printed[0].startswith("recipe 'quick' (--quick): ")
+    assert f"batch_size={quick['batch_size']}" in printed[0] and "lr=" not in printed[0]
+    assert printed[1] == "recipe 'simpo' (--loss simpo): lr=0.125, beta=7.0, gamma=0.25"
+
+
+def test_the_recipe_of_adapters_wins_over_that_of_a_loss(method_recipes, capsys):
+    _, config = parse("", ["--lora-rank", "2", "--loss", "simpo"], LoraConfig, DPOConfig)
+    assert config == DPOConfig(loss="simpo", lr=0.5, beta=7.0, gamma=0.25)
+    assert capsys.readouterr().out.splitlines() == [
+        "recipe 'simpo' (--loss simpo): beta=7.0, gamma=0.25",
+        "recipe 'lora' (--lora-rank): lr=0.5"]
+
+
+def test_the_recipe_of_an_advantage_is_used_as_that_of_a_loss(method_recipes, capsys):
+    config, = parse("", ["--advantage", "rloo", "--kl-in", "reward"], PPOConfig)
+    assert config == PPOConfig(advantage="rloo", samples_per_prompt=2)
+    assert capsys.readouterr().out == "recipe 'rloo' (--advantage rloo): samples_per_prompt=2\n"

@@ -239,7 +239,7 @@ def test_the_rewards_of_each_response_sum_to_its_score_less_beta_times_its_kl(of
     torch.testing.assert_close(sums(group.rewards), group.scores - KL_COEFF * sums(group.kl),
                                rtol=0, atol=1e-9)
     free = roll_out(models, FEW_PROMPTS, 9, 0.0, samples_per_prompt=K)
-    assert torch.equal(sums(free.rewards), free.scores)  # of the score alone, not one bit is lost
+    assert torch.equal(free.batch.response_sums(free.rewards), free.scores)  # not one bit is lost
 
 
 def test_scores_of_groups_are_those_of_their_texts_less_the_penalty(models):

@@ -47,7 +47,7 @@ def rows_of(folder):
 def test_the_best_answers_are_said_more_often_round_after_round(talker, copy_of):
     shares = [share_of_yes(talker)]
     for count in (1, 3):
-        trained, losses = run(copy_of(talker), rejection={"rounds": count})
+        trained, losses = run(copy_of(talker), rejection={"rounds": count, "round_lr": 3e-3})
         assert len(losses) == 4 * count and all(map(math.isfinite, losses))
         assert not trained.training
         shares.append(share_of_yes(trained))
