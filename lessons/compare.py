@@ -172,7 +172,7 @@ def add_costs(rows: Mapping[str, Answers], stages: Mapping[str, Mapping[str, flo
     for name, row in rows.items():
         method = METHODS.get(name)
         parts = [stages["reward"]] * bool(method and method.reward)
-        parts += [stages[name]] * (name in stages)
+        parts += [stages[name]] if name in stages else []
         models = parts[-1]["models_in_memory"] + (name not in stages)  # best-of-n needs SFT, too
         row.figures |= {"models_in_memory": models,
                         "peak_memory_mb": max(part["peak_memory_mb"] for part in parts),
@@ -234,7 +234,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = [compare(replace(config, seed=seed, out=f"{config.out}/seed-{seed}"), rows_config,
                        world_config)
                for seed in range(config.seed, config.seed + config.seeds)]
-    write_report_of_seeds(config.out, results, {m.title: m.when for m in methods.values()})
+    write_report_of_seeds(config.out, results, {
+        method.title if method.stage else f"best of {config.best_of}": method.when  # as its row
+        for method in methods.values()})
 
 
 if __name__ == "__main__":

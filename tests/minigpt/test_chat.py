@@ -75,7 +75,7 @@ def test_settings_change_in_the_chat():
 
 
 def test_what_cannot_speak_is_refused(files, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="RewardModel, which scores answers.*--reward"):
+    with pytest.raises(UserError, match=r"RewardModel, which scores answers.*--reward"):
         main([files["reward"], "--prompt", "a"])
     with pytest.raises(UserError, match="no such file"):
         main([str(tmp_path / "none.pt"), "--prompt", "a"])
