@@ -8,13 +8,15 @@ from torch import Tensor
 from data.examples import measured_examples, with_exact_ties
 from data.preferences import check_unpaired
 from minigpt.batching import Batches
-from minigpt.logprobs import logps_of_examples, sequence_logps
+from minigpt.examples import Example, tokenize_example
+from minigpt.logprobs import logps_of_examples
+from minigpt.lora import as_reference
 from minigpt.metrics import preference_accuracy
 from minigpt.model import MiniGPT
 from minigpt.weights import unwrapped
 
 
-def implicit_rewards(policy: MiniGPT, reference: MiniGPT, rows: Sequence[Mapping],
+def implicit_rewards(policy: MiniGPT, reference: MiniGPT | None, rows: Sequence[Mapping],
                      beta: float = 0.1) -> tuple[Tensor, Tensor]:
     """beta * log pi(y|x)/ref(y|x) of the chosen and the rejected responses, on the CPU: two (N,).
 
@@ -22,15 +24,12 @@ def implicit_rewards(policy: MiniGPT, reference: MiniGPT, rows: Sequence[Mapping
     two are equal where the responses are the same, also if only once truncated.
     Raises DataError naming a row that cannot be used.
     """
-    policy, reference = unwrapped(policy), unwrapped(reference)
-    examples = measured_examples(rows, policy.max_seq_len)
-    batches = Batches(examples, 64)
-    log_ratios = logps_of_examples(policy, batches) - logps_of_examples(reference, batches)
-    rewards = with_exact_ties(beta * log_ratios.cpu(), examples)
+    examples = measured_examples(rows, unwrapped(policy).max_seq_len)
+    rewards = with_exact_ties(beta * _log_ratios(policy, reference, examples), examples)
     return rewards[:, 0], rewards[:, 1]
 
 
-def evaluate_preference_accuracy(policy: MiniGPT, reference: MiniGPT,
+def evaluate_preference_accuracy(policy: MiniGPT, reference: MiniGPT | None,
                                  rows: Sequence[Mapping]) -> float:
     """Share of rows whose chosen response has the higher implicit reward.
 
@@ -41,16 +40,27 @@ def evaluate_preference_accuracy(policy: MiniGPT, reference: MiniGPT,
     return float(preference_accuracy(chosen - rejected))
 
 
-def evaluate_label_accuracy(policy: MiniGPT, reference: MiniGPT, rows: Sequence[Mapping]) -> float:
+def evaluate_label_accuracy(policy: MiniGPT, reference: MiniGPT | None,
+                            rows: Sequence[Mapping]) -> float:
     """How often a good completion has a higher implicit reward than a bad one (ties: one half).
 
     Over all good and bad rows, whatever their prompts: the area under the ROC curve, 0.5 for
-    policy == reference.  nan if one kind is missing.
+    policy == reference; nan if one kind is missing.
     """
-    records = check_unpaired(rows)
-    prompts, completions = zip(*((r["prompt"], r["completion"]) for r in records), strict=True)
-    rewards = (sequence_logps(policy, prompts, completions)
-               - sequence_logps(reference, prompts, completions)).cpu()
-    good = torch.tensor([record["label"] for record in records])
-    margins = rewards[good][:, None] - rewards[~good]
-    return float(preference_accuracy(margins)) if margins.numel() else float("nan")
+    records, longest = check_unpaired(rows), unwrapped(policy).max_seq_len
+    examples = [tokenize_example(row["prompt"], [row["completion"]], longest) for row in records]
+    labels = torch.tensor([row["label"] for row in records])
+    if labels.all() or not labels.any():
+        return float("nan")
+    rewards = _log_ratios(policy, reference, examples)[:, 0]
+    good, bad = rewards[labels], rewards[~labels].sort().values
+    below, not_above = (torch.searchsorted(bad, good, right=right) for right in (False, True))
+    return float((below + not_above).float().mean() / 2 / len(bad))
+
+
+def _log_ratios(policy: MiniGPT, reference: MiniGPT | None, examples: Sequence[Example]) -> Tensor:
+    """log pi/ref of every response of every example, on the CPU: (N, k)."""
+    batches, policy = Batches(examples, 64), unwrapped(policy)
+    logps = logps_of_examples(policy, batches)
+    with as_reference(policy, reference) as ref:
+        return (logps - logps_of_examples(unwrapped(ref), batches)).cpu()

@@ -6,16 +6,15 @@ import torch
 from torch import Tensor
 
 from data.examples import unpaired_examples
-from dpo.loss import kto_loss, kto_reference_point
-from dpo.train import DPOConfig
+from dpo.loss import kto_loss
+from dpo.train import KTO_WEIGHTS, DPOConfig, check_used
 from minigpt import distributed
 from minigpt.batching import Batch, Batches
 from minigpt.logprobs import logps_of_examples, response_logps
-from minigpt.lora import as_reference, recipes_of
+from minigpt.lora import as_reference, checked_models, recipes_of
 from minigpt.model import MiniGPT
 from minigpt.recipes import with_recipes
 from minigpt.training import TrainingLoop
-from minigpt.weights import check_reference, unwrapped
 
 
 def kto_train(policy: MiniGPT, reference: MiniGPT | None, rows: Sequence[Mapping],
@@ -28,15 +27,13 @@ def kto_train(policy: MiniGPT, reference: MiniGPT | None, rows: Sequence[Mapping
     Raises ValueError if the reference point cannot be made: a batch of one row, or (DataError) rows
     that all answer one prompt; DataError if all labels are the same.
     """
-    if reference is not None:
-        check_reference(policy, reference)
-        reference = unwrapped(reference)
-    policy = unwrapped(policy)
+    policy, reference = checked_models(policy, reference)
     config = with_recipes(DPOConfig, ("kto", *recipes_of(policy)), loss="kto",
                           num_epochs=num_epochs, lr=lr, beta=beta, **options)
+    check_used(config, KTO_WEIGHTS)
     if config.batch_size * distributed.world_size() < 2:
-        raise ValueError("batch_size=1 leaves KTO no reference point, which is a mean over the "
-                         "mismatched answers of a batch: raise it")
+        raise ValueError("batch_size=1 leaves KTO no reference point: a mean over the mismatched "
+                         "answers of a batch would be the noise of a single one")
     examples, mismatched_examples, labels = unpaired_examples(rows, policy.max_seq_len)
     desirable_weight, undesirable_weight = weights_of(labels, config)
     labels = labels.to(policy.device)
@@ -44,7 +41,7 @@ def kto_train(policy: MiniGPT, reference: MiniGPT | None, rows: Sequence[Mapping
     mismatched = Batches(mismatched_examples, batches.batch_size)
     frozen = [] if reference is None else [reference]
     loop = TrainingLoop({"policy": policy.train()}, config, batches, num_epochs * len(batches),
-                        frozen=frozen)
+                        frozen=frozen, identity={"labels": labels.tolist()})
     optimizer, log = loop.optimizer, loop.log
     with as_reference(policy, reference) as ref, optimizer.precision():
         ref_logps = logps_of_examples(ref, batches)[:, 0]                       # (N,)
@@ -69,14 +66,13 @@ def kto_train(policy: MiniGPT, reference: MiniGPT | None, rows: Sequence[Mapping
 def reference_point(policy: MiniGPT, mismatched: Batches, ref_logps: Tensor,
                     microbatches: Sequence[Batch]) -> Tensor:
     """KTO's z for this step, from the mismatched answers of all its rows, in all processes."""
-    policy_logps, indices = [], []
+    mean = 0.0
     for batch in microbatches:
         others = mismatched.collate(batch.indices.tolist()).to(policy.device)
-        policy_logps.append(response_logps(policy, others)[:, 0])
-        indices.append(batch.indices)
-    log_ratios = torch.cat(policy_logps) - ref_logps[torch.cat(indices)]
-    mean = distributed.means({"z": float(log_ratios.mean())}, policy.device)["z"]
-    return kto_reference_point(torch.tensor([mean]), torch.zeros(1)).to(policy.device)
+        log_ratios = response_logps(policy, others)[:, 0] - ref_logps[batch.indices]
+        mean += batch.weight * float(log_ratios.mean())
+    mean = distributed.means({"z": mean}, policy.device)["z"]
+    return torch.tensor(max(mean, 0.0), device=policy.device)     # as `kto_reference_point`
 
 
 def weights_of(labels: Tensor, config: DPOConfig) -> tuple[float, float]:

@@ -308,7 +308,7 @@ def kto_loss(policy_logps: Tensor, ref_logps: Tensor, labels: Tensor, reference_
 def kto_reference_point(policy_logps: Tensor, ref_logps: Tensor) -> Tensor:
     """z = max(0, mean log pi(y'|x)/ref(y'|x)) over answers y' to *other* prompts: 0-d, detached.
 
-    An estimate of KL(pi || ref) that needs no sampling; its own answer would be no fair measure.
+    An estimate of KL(pi || ref) that needs no sampling; its own answer would not be a fair measure.
     Raises ValueError if there is no such answer.
     """
     check_vectors("kto_reference_point", policy_logps=policy_logps, ref_logps=ref_logps)

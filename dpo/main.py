@@ -15,8 +15,18 @@ from data.lesson_rows import PREFERENCE_DATA
 from data.task import RowsConfig, Task, load_task
 from data.world import WorldConfig
 from dpo.evaluate import evaluate_label_accuracy, evaluate_preference_accuracy, implicit_rewards
+from dpo.loss import LOSSES
 from dpo.rounds import OnlineConfig, check_online, dpo_rounds
-from dpo.train import ADVICE, DPOConfig, dpo_train, needs_reference
+from dpo.train import (
+    ADVICE,
+    HYPERPARAMETERS,
+    KTO_WEIGHTS,
+    DPOConfig,
+    check_used,
+    dpo_train,
+    needs_reference,
+    parameters_of,
+)
 from minigpt import distributed
 from minigpt.checkpoint import save_checkpoint
 from minigpt.command import (
@@ -28,6 +38,7 @@ from minigpt.command import (
     tokens_trained,
 )
 from minigpt.disk import write_json
+from minigpt.errors import UserError
 from minigpt.evaluation import evaluate_policy, show_before_and_after, signs_of_collapse
 from minigpt.judged import sampling_figures
 from minigpt.log import warn
@@ -57,22 +68,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         __doc__, argv, CommandConfig, RowsConfig, DPOConfig, OnlineConfig, LoraConfig, WorldConfig,
         SweepConfig, out="runs/dpo")
     check_lora(lora, command)
+    check_loss(config, lora, online, sweep)
     check_online(online, lora, rows.data is not None)
-    task = load_task(rows, world_config, config.seed, command.init,
-                     "unpaired" if config.loss == "kto" else "preferences")
+    kind = "prompts" if online.rounds else "unpaired" if config.loss == "kto" else "preferences"
+    task = load_task(rows, world_config, config.seed, command.init, kind)
+    judge, judges = (None, 0) if online.judge is None else judge_of(online.judge, task, command)
+    if not (task.preferences or task.unpaired or command.init):
+        raise UserError("--data holds prompts alone, so a model is needed to start from (--init)")
     start = starting_point(task, command, config)
 
-    judge = None if online.judge is None else judge_of(online.judge, task, command)
     policy, reference = policy_and_reference(start, lora, config.seed,
                                              needs_reference(config.loss))
-    held = {"models_in_memory": 1 if reference is None else 2,
-            "weights_trained": weights_trained(policy)}
+    held = {"models_in_memory": sum(model is not None for model in (policy, reference)) + judges
+            + (online.reference == "last"), "weights_trained": weights_trained(policy)}
     if judge is None:
-        _, losses, margins = dpo_train(policy, reference, task.preferences or task.unpaired,
-                                       **vars(config))
+        policy, losses, margins = dpo_train(policy, reference, task.preferences or task.unpaired,
+                                            **vars(config))
     else:
-        _, losses, margins = dpo_rounds(policy, reference, task.prompts, judge, online, config,
-                                        command.max_new_tokens)
+        policy, losses, margins = dpo_rounds(policy, reference, task.prompts, judge, online, config,
+                                             command.max_new_tokens)
     policy, reference = merged(policy), reference or start_again(command, config)
     out = Path(config.out)
     save_checkpoint(policy, out / "model.pt")
@@ -105,11 +119,24 @@ def main(argv: Sequence[str] | None = None) -> None:
                 {f"{config.loss} loss": ["loss"], "margin": ["margin"]})
 
 
+def check_loss(config: DPOConfig, lora: LoraConfig, online: OnlineConfig,
+               sweep: SweepConfig) -> None:
+    """Raises UserError, before anything is trained, on settings that would change nothing."""
+    check_used(config, KTO_WEIGHTS if config.loss == "kto"
+               else parameters_of(LOSSES[config.loss], HYPERPARAMETERS))
+    if sweep.sweep and (lora.lora_rank or online.rounds or config.loss != "dpo"):
+        raise UserError("--sweep trains DPO at other values of beta, on the given pairs: leave out "
+                        "--loss, --lora-rank and --rounds")
+
+
 def measure(policy: MiniGPT, reference: MiniGPT, task: Task, command: CommandConfig,
             config: DPOConfig) -> dict[str, float]:
     """The report's figures: what the policy prefers, and what it says."""
-    summary = pair_figures(policy, reference, task, config.beta) if task.preferences else \
-        label_figures(policy, reference, task)
+    summary = {}
+    if task.preferences:
+        summary = pair_figures(policy, reference, task, config.beta)
+    elif task.unpaired:
+        summary = label_figures(policy, reference, task)
     summary |= evaluate_policy(policy, reference, task.heldout_prompts, command.samples,
                                command.max_new_tokens, config.seed, task.measure)
     if task.world:
@@ -137,7 +164,7 @@ def pair_figures(policy: MiniGPT, reference: MiniGPT, task: Task,
 
 def label_figures(policy: MiniGPT, reference: MiniGPT, task: Task) -> dict[str, float]:
     """How well the implicit rewards tell good rows from bad."""
-    seen = task.unpaired[:len(task.heldout_unpaired)]
+    seen = task.unpaired[::max(1, len(task.unpaired) // len(task.heldout_unpaired))]
     return {f"label_accuracy_{part}": evaluate_label_accuracy(policy, reference, rows)
             for part, rows in (("train", seen), ("heldout", task.heldout_unpaired))}
 

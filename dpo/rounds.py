@@ -24,10 +24,10 @@ Result = tuple[MiniGPT, list[float], list[float]]
 class OnlineConfig(RoundsConfig):
     """Rounds of DPO."""
 
-    pairs: str = option("best and worst", "what a round learns from: of each prompt the best and "
+    pairs: str = option("best-worst", "what a round learns from: of each prompt the best and "
                                           "the worst answer, or two at random, which the judge "
                                           "compares by Bradley-Terry",
-                        choices=("best and worst", "bradley-terry"))
+                        choices=("best-worst", "bradley-terry"))
     reference: str = option("start", "in each round: the start, to which beta then ties the policy "
                                      "throughout, or the last round's policy, so that it may go as "
                                      "far again", choices=("start", "last"))
@@ -48,19 +48,19 @@ def dpo_rounds(policy: MiniGPT, reference: MiniGPT | None, prompts: Sequence[str
     judge: (prompts, responses) -> scores.  Returns what `dpo_train` does, for all rounds.
     Raises UserError if no prompt of a round has two answers that differ in score.
     """
-    def make_rows(seed: int) -> list[dict[str, str]]:
-        judged = sample_judged(policy, prompts, judge, online, max_new_tokens, seed)
+    def make_rows(seed: int) -> tuple[list[dict[str, str]], int]:
+        judged, tokens = sample_judged(policy, prompts, judge, online, max_new_tokens, seed)
         rows = pairs_of(judged, online.pairs, seed)
         if not rows:
             raise UserError("no prompt of this round has two answers that differ in score, so "
                             "there is nothing to learn: raise --samples-per-prompt")
-        return rows
+        return rows, tokens
 
     losses: list[float] = []
     margins: list[float] = []
     for rows, settings in rounds_of(online, config, make_rows):
         before = copy.deepcopy(policy) if online.reference == "last" else reference
-        _, of_round, margins_of_round = dpo_train(policy, before, rows, **settings)
+        policy, of_round, margins_of_round = dpo_train(policy, before, rows, **settings)
         losses, margins = losses + of_round, margins + margins_of_round
     return policy, losses, margins
 

@@ -3,22 +3,23 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.examples import preference_examples
 from dpo.loss import LOSSES, Result
 from minigpt.batching import Batch, Batches
 from minigpt.distributed import world_size
+from minigpt.errors import UserError
 from minigpt.logprobs import logps_of_examples, response_logps
-from minigpt.lora import as_reference, recipes_of
+from minigpt.lora import as_reference, checked_models, recipes_of
 from minigpt.model import MiniGPT
 from minigpt.options import option
 from minigpt.recipes import with_recipes
 from minigpt.settings import EpochConfig, name_of
 from minigpt.training import TrainingLoop
-from minigpt.weights import check_reference, unwrapped
 
 # What to do about each sign of collapse, by the figure that shows it.  Tried on 23 and on 705 rows
 # of real text, where raising beta alone made it worse: lessons/notes/what-did-not-work.md.
@@ -28,6 +29,7 @@ ADVICE = dict.fromkeys(("kl_nats_per_response", "repetition", "finished_share"),
 TENSORS = ("policy_chosen_logps", "policy_rejected_logps", "ref_chosen_logps", "ref_rejected_logps",
            "chosen_lengths", "rejected_lengths")
 HYPERPARAMETERS = ("beta", "label_smoothing", "lam", "gamma", "nll_weight")
+KTO_WEIGHTS = ("desirable_weight", "undesirable_weight")
 
 
 @dataclass
@@ -64,28 +66,30 @@ def dpo_train(policy: MiniGPT, reference: MiniGPT | None, rows: Sequence[Mapping
             is the policy without them.
         loss: a name in dpo.loss.LOSSES, "kto" (see dpo/kto.py), or a function that returns
             (loss, metrics).  It is passed what its parameters' names ask for: policy_chosen_logps,
-            ref_chosen_logps, chosen_lengths, beta, ... (TENSORS and HYPERPARAMETERS).
+            ref_chosen_logps, chosen_lengths, beta, ... (TENSORS and HYPERPARAMETERS).  A setting
+            with a default of its own keeps it, unless it is given here.
         lr, beta: by default those of the loss's recipe.
 
     A policy that was compiled or wrapped (DataParallel) is trained as the model inside.
     Returns the policy (in eval mode), and the loss and the mean margin of every step.
     Raises DataError on a row that cannot be used; ValueError if policy and reference share a weight
     that is trained or differ in shape, if there is no reference where one is needed, or if a loss
-    asks for what nothing offers; FloatingPointError if a loss or a weight is not finite.
+    has a parameter that is not available; UserError on a setting that the loss does not use;
+    FloatingPointError if a loss or a weight is not finite.
     """
     if loss == "kto":
         from dpo.kto import kto_train
 
         return kto_train(policy, reference, rows, num_epochs, lr, beta, **options)
-    if reference is not None:
-        check_reference(policy, reference)
-        reference = unwrapped(reference)
-    policy = unwrapped(policy)
-    named = {"loss": loss} if isinstance(loss, str) else {}
-    config = with_recipes(DPOConfig, (name_of(loss), *recipes_of(policy)), num_epochs=num_epochs,
-                          lr=lr, beta=beta, **named, **options)
-    loss_on_pairs = LOSSES[loss] if isinstance(loss, str) else loss
-    asked = parameters_of(loss_on_pairs)
+    name = next((name for name, known in LOSSES.items() if known is loss),
+                None if callable(loss) else loss)
+    config = with_recipes(DPOConfig, (str(name), *recipes_of(policy)), loss=name,
+                          num_epochs=num_epochs, lr=lr, beta=beta, **options)
+    loss_on_pairs = loss if callable(loss) else LOSSES[loss]
+    given = HYPERPARAMETERS if name else (*options, *["beta"] * (beta is not None))
+    asked = parameters_of(loss_on_pairs, given)
+    check_used(config, asked)
+    policy, reference = checked_models(policy, reference, needs_reference(loss))
     examples = preference_examples(rows, policy.max_seq_len)
     batches = Batches(examples, config.batch_size * world_size(), config.seed)
     frozen = [] if reference is None else [reference]
@@ -101,7 +105,7 @@ def dpo_train(policy: MiniGPT, reference: MiniGPT | None, rows: Sequence[Mapping
             with optimizer.precision():
                 policy_logps = response_logps(policy, batch)     # (B, 2)
                 offered = offers(batch, policy_logps, ref_logps[batch.indices], config)
-                value, metrics = loss_on_pairs(**{name: offered[name] for name in asked})
+                value, metrics = checked(loss_on_pairs(**{name: offered[name] for name in asked}))
             optimizer.backward(batch.weight * value)
             log.add({"loss": value, **metrics}, batch.weight)
         grad_norm = optimizer.step()                             # clip, step, clear
@@ -119,25 +123,45 @@ def offers(batch: Batch, policy_logps: Tensor, ref_logps: Tensor,
             **{name: getattr(config, name) for name in HYPERPARAMETERS}}
 
 
-def parameters_of(loss: Callable[..., Result]) -> list[str]:
-    """The names that a loss asks for.
+def parameters_of(loss: Callable[..., Result], given: Sequence[str] = ()) -> list[str]:
+    """The names that a loss asks for; of settings with a default of their own, those `given`.
 
     A parameter of another name keeps its default; one without raises ValueError.
     """
     asked = []
-    for name, parameter in inspect.signature(loss).parameters.items():
-        if name in TENSORS + HYPERPARAMETERS:
+    of_call = loss.forward if isinstance(loss, nn.Module) else loss
+    for name, parameter in inspect.signature(of_call).parameters.items():
+        optional = parameter.default is not parameter.empty
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if name in TENSORS or (name in HYPERPARAMETERS and (name in given or not optional)):
             asked.append(name)
-        elif parameter.default is parameter.empty and parameter.kind not in (
-                parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise ValueError(f"the loss {name_of(loss)} asks for {name!r}, which nothing offers: "
-                             f"there are {', '.join(TENSORS + HYPERPARAMETERS)}")
+        elif not optional:
+            raise ValueError(f"the loss {name_of(loss)} has a parameter {name!r}, which is not "
+                             f"available: there are {', '.join(TENSORS + HYPERPARAMETERS)}")
     return asked
 
 
 def needs_reference(loss: str | Callable[..., Result]) -> bool:
     """Whether a loss compares the policy with a reference."""
-    if loss == "kto":
+    if loss == "kto" or (loss not in LOSSES and isinstance(loss, str)):
         return True
     parameters = parameters_of(LOSSES[loss] if isinstance(loss, str) else loss)
     return any(name.startswith("ref_") for name in parameters)
+
+
+def check_used(config: DPOConfig, asked: Sequence[str]) -> None:
+    """Raises UserError if a setting was changed that the loss does not ask for."""
+    for name in (*HYPERPARAMETERS[1:], *KTO_WEIGHTS):  # beta has a recipe for --data
+        if name not in asked and getattr(config, name) != getattr(DPOConfig, name):
+            raise UserError(f"{name}={getattr(config, name)} would change nothing: the loss "
+                            f"{config.loss} does not use it")
+
+
+def checked(result: Any) -> Result:
+    """What a loss returned.  Raises ValueError unless it is (loss, metrics)."""
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], Tensor)
+            and result[0].dim() == 0):
+        raise ValueError("a loss must return (loss, metrics): a tensor of one number and a "
+                         f"dictionary, not {type(result).__name__}")
+    return result

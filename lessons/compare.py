@@ -228,6 +228,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, rows_config, world_config = begin(__doc__, argv, CompareConfig, RowsConfig, WorldConfig,
                                               out="runs/compare")
     methods = chosen_methods(config.methods)
+    if config.sweep and "dpo" not in methods:
+        raise UserError("--sweep trains DPO at other values of beta: put dpo among the --methods")
     if config.seeds == 1:
         compare(config, rows_config, world_config)
         return

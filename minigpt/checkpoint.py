@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from minigpt.disk import write_atomically
 from minigpt.errors import UserError
+from minigpt.lora import merged
 from minigpt.model import MiniGPT
 from minigpt.weights import first_not_finite, plain_names, unwrapped
 
@@ -42,13 +43,13 @@ def load_state(path: str | Path) -> dict[str, Any]:
 def save_checkpoint(model: nn.Module, path: str | Path) -> None:
     """Save a MiniGPT, RewardModel or Ensemble: its weights, and what it was made from.
 
-    One that was compiled or wrapped (DataParallel, DDP) is unwrapped.
+    One that was compiled or wrapped (DataParallel, DDP) is unwrapped; adapters are merged.
     Raises UserError on another model, an ensemble of other things than RewardModels, or a model
     that was changed since it was made, which could not be loaded again, and FloatingPointError if a
     weight is not finite; then nothing is written.
     """
     kinds = model_kinds()
-    plain: Any = unwrapped(model)
+    plain: Any = merged(unwrapped(model))
     kind = type(plain)
     if kind not in kinds.values():
         raise UserError(f"a {kind.__name__} cannot be saved as a checkpoint, since it could not be "

@@ -135,9 +135,14 @@ def report(title: str, summary: dict[str, Any], out: str, doubts: Sequence[str] 
 
 
 def tokens_trained(out: str) -> int:
-    """The tokens that all training runs in this folder and below have read, over all epochs."""
-    return sum(int(read_history(log.parent)["num_tokens"][-1])
-               for log in Path(out).rglob("metrics.jsonl"))
+    """The tokens that a command's own training has read, over all epochs.
+
+    That is the run in its folder, and what this consists of: rounds, members, the base model.
+    """
+    folders = (Path(out), *Path(out).glob("round-*"), *Path(out).glob("member_*"),
+               Path(out) / "base")
+    return sum(int(read_history(folder)["num_tokens"][-1]) for folder in folders
+               if (folder / "metrics.jsonl").exists())
 
 
 def peak_memory_mb() -> float:

@@ -24,10 +24,11 @@ class MetricLog:
         self._folder, self._device, self._position = folder, device, position
         self._sums: dict[str, float] = {}
 
-    def add(self, metrics: Mapping[str, Tensor], weight: float) -> None:
+    def add(self, metrics: Mapping[str, Number], weight: float) -> None:
         """Add the metrics of one microbatch to those of its step."""
         for name, value in metrics.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value.detach()) * weight
+            number = value.detach() if isinstance(value, Tensor) else value
+            self._sums[name] = self._sums.get(name, 0.0) + float(number) * weight
 
     def write(self, metrics: Mapping[str, Number]) -> None:
         """End the step: what was added and these metrics, averaged over the processes."""

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,9 @@ from minigpt.errors import UserError
 from minigpt.model import MiniGPT
 from minigpt.options import Settings, option
 from minigpt.seeding import seeded
-from minigpt.weights import unwrapped
+from minigpt.weights import check_reference, unwrapped
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass
@@ -27,16 +30,19 @@ class LoraConfig(Settings):
 
     lora_rank: int | None = option(None, "train adapters of this rank instead of all weights; the "
                                          "reference is then the model without them", at_least=1)
-    lora_alpha: float | None = option(None, "adapters are scaled by alpha / rank (by default 2 x "
-                                            "rank)", above=0)
+    lora_alpha: float | None = option(None, "alpha: adapters are scaled by alpha / rank (default: "
+                                            "alpha = 2 x rank)", above=0)
 
 
 class LoraLinear(nn.Module):
     """A frozen linear layer and its adapter."""
 
+    scale: Tensor  # 0-d; kept in checkpoints
+
     def __init__(self, linear: nn.Linear, rank: int, alpha: float, generator: torch.Generator):
         super().__init__()
-        self.linear, self.scale, self.on = linear, alpha / rank, True
+        self.linear, self.on = linear, True
+        self.register_buffer("scale", torch.tensor(alpha / rank).to(linear.weight))
         a = torch.randn(rank, linear.in_features, generator=generator) * linear.in_features ** -0.5
         self.A = nn.Parameter(a.to(linear.weight))                                         # (r, I)
         self.B = nn.Parameter(torch.zeros(linear.out_features, rank).to(linear.weight))    # (O, r)
@@ -57,15 +63,19 @@ def add_lora(model: MiniGPT, rank: int, alpha: float | None = None, seed: int = 
     """Freeze the model's weights and give every linear layer of its blocks an adapter; in place.
 
     alpha: by default 2 x rank.  Returns the model.
-    Raises UserError if the rank is not between 1 and the model's width.
+    Raises UserError if the rank is not between 1 and the model's width, or if it has adapters.
     """
     check_rank(rank, model.settings["embed_dim"])
+    if adapters_of(model):
+        raise UserError("the model has adapters already: minigpt.lora.merged adds them to its "
+                        "weights")
+    alpha = 2 * rank if alpha is None else alpha
     generator = seeded(seed, "lora")
     model.requires_grad_(False)
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, nn.Linear):
-                setattr(parent, name, LoraLinear(layer, rank, alpha or 2 * rank, generator))
+                setattr(parent, name, LoraLinear(layer, rank, alpha, generator))
     return model
 
 
@@ -91,19 +101,42 @@ def recipes_of(model: nn.Module) -> list[str]:
     return ["lora"] if adapters_of(model) else []
 
 
-@contextmanager
-def as_reference(policy: MiniGPT, reference: MiniGPT | None) -> Iterator[MiniGPT]:
-    """The reference; if there is none, within the block, the policy with its adapters off.
-
-    Raises ValueError if there is no reference, and the policy has no adapters either.
-    """
-    if reference is not None:
-        yield reference
-        return
+def check_own_reference(policy: nn.Module) -> None:
+    """Raises ValueError unless the policy without its adapters can be its own reference."""
     adapters = adapters_of(policy)
     if not adapters:
         raise ValueError("reference=None needs a policy with adapters (minigpt.lora.add_lora), "
                          "which without them is its own reference; else pass a reference")
+    trained = {id(weight) for layer in adapters for weight in (layer.A, layer.B)}
+    for name, weight in policy.named_parameters():
+        if weight.requires_grad and id(weight) not in trained:
+            raise ValueError(f"reference=None needs frozen weights beside the adapters, but "
+                             f"{name!r} would be trained: the reference would move with it")
+
+
+def checked_models(policy: MiniGPT, reference: MiniGPT | None,
+                   needs_reference: bool = True) -> tuple[MiniGPT, MiniGPT | None]:
+    """Policy and reference, unwrapped.  Raises ValueError if they cannot be compared."""
+    policy = unwrapped(policy)
+    if reference is not None:
+        check_reference(policy, reference)
+        return policy, unwrapped(reference)
+    if needs_reference:
+        check_own_reference(policy)
+    return policy, None
+
+
+@contextmanager
+def as_reference(policy: MiniGPT, reference: MiniGPT | None) -> Iterator[MiniGPT]:
+    """The reference; if there is none, within the block, the policy with its adapters off.
+
+    Raises ValueError as `check_own_reference` does.
+    """
+    if reference is not None:
+        yield reference
+        return
+    check_own_reference(policy)
+    adapters = adapters_of(policy)
     for layer in adapters:
         layer.on = False
     try:
@@ -113,24 +146,15 @@ def as_reference(policy: MiniGPT, reference: MiniGPT | None) -> Iterator[MiniGPT
             layer.on = True
 
 
-def merged(model: MiniGPT) -> MiniGPT:
+def merged(model: M) -> M:
     """A plain copy of the model, its adapters added to its weights; a plain model as it is."""
-    return _plain(model, with_adapters=True)
-
-
-def base_of(model: MiniGPT) -> MiniGPT:
-    """A plain copy of the model without its adapters; a plain model as it is."""
-    return _plain(model, with_adapters=False)
-
-
-def _plain(model: MiniGPT, with_adapters: bool) -> MiniGPT:
     if not adapters_of(model):
         return model
     plain = copy.deepcopy(unwrapped(model))
     for parent in list(plain.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, LoraLinear):
-                setattr(parent, name, layer.merged() if with_adapters else layer.linear)
+                setattr(parent, name, layer.merged())
     return plain.requires_grad_(True)
 
 

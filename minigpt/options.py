@@ -10,7 +10,7 @@ from types import UnionType
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from minigpt.errors import UserError
-from minigpt.recipes import RECIPES, print_recipe, recipe
+from minigpt.recipes import RECIPES, Times, combined, print_recipe, recipe
 
 
 def option(default: Any, help: str, choices: tuple | None = None, *, at_least: float | None = None,
@@ -99,12 +99,13 @@ def parse(description: str, argv: Sequence[str] | None, *configs: type,
     parser.set_defaults(**defaults)
     typed = parser.parse_args(argv)
     in_use = [name for name in RECIPES if RECIPES[name].is_used(vars(typed))]
-    for name in in_use:
-        for config in configs:
-            parser.set_defaults(**recipe(name, config))
+    of_recipes: dict[str, Any] = {}
+    for config in configs:
+        of_recipes |= combined(in_use, config)
+    parser.set_defaults(**of_recipes)
     values = vars(parser.parse_args(argv))
     for name in in_use:
-        _print_recipe(name, configs, values)
+        _print_recipe(name, configs, values, of_recipes)
     return [config(**{f.name: values[f.name] for f in fields(config)}) for config in configs]
 
 
@@ -157,9 +158,10 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if isinstance(hint, UnionType) else (hint,)
 
 
-def _print_recipe(name: str, configs: Sequence[type], values: dict[str, Any]) -> None:
+def _print_recipe(name: str, configs: Sequence[type], values: dict[str, Any],
+                  of_recipes: dict[str, Any]) -> None:
     """One line with the settings that this recipe gave the run; the first process prints it."""
-    chosen = {key: value for config in configs for key, value in recipe(name, config).items()
-              if values[key] == value}
+    chosen = {key: values[key] for config in configs for key, value in recipe(name, config).items()
+              if values[key] == (of_recipes[key] if isinstance(value, Times) else value)}
     if os.environ.get("RANK", "0") == "0":
         print_recipe(name, chosen)

@@ -41,11 +41,22 @@ class Recipe(NamedTuple):
         return flag + (f" {self.value}" if self.value is not None else "")
 
 
+class Times(NamedTuple):
+    """In a recipe: a multiple of what holds without it, the default or another recipe's value."""
+
+    factor: float
+
+    def of(self, value: float) -> float:
+        product = float(f"{self.factor * value:.6g}")
+        return int(product) if isinstance(value, int) else product
+
+
 RECIPES = {
     "quick": Recipe("quick", {
         "WorldConfig": {"facts": 8, "plain_rows": 1700, "sft_rows": 3500, "preference_rows": 800,
                         "heldout_rows": 300},
         "CommandConfig": {"samples": 4, "max_new_tokens": 64},
+        "OnlineConfig": {"round_prompts": 64}, "RejectionConfig": {"round_prompts": 64},
         "CompareConfig": {"pool": 128, "samples": 8, "max_new_tokens": 64},
         "PPOConfig": {"num_episodes": 7, "batch_size": 64, "minibatch_size": 32, "lr": 1e-4},
         "DPOConfig": {"lr": 3e-5, "batch_size": 8},
@@ -73,15 +84,15 @@ LOSS_SETTINGS: dict[str, dict[str, Any]] = {
     "ipo": {"beta": 0.2},
     "hinge": {"beta": 1.0},
     "cdpo": {"beta": 1.0, "label_smoothing": 0.05},
-    "robust_dpo": {"beta": 4.0, "label_smoothing": 0.02, "lr": 5e-5},
+    "robust_dpo": {"beta": 4.0, "label_smoothing": 0.02, "lr": Times(0.5)},
     "apo_zero": {"beta": 2.0},
-    "apo_down": {"beta": 4.0, "lr": 1e-5},
+    "apo_down": {"beta": 4.0, "lr": Times(0.1)},
     "dpop": {"beta": 1.0, "lam": 1.0},
     "length_normalised_dpo": {"beta": 30.0},  # of a log-ratio per token
     "dpo_nll": {"beta": 2.0, "nll_weight": 1.0},
-    "simpo": {"beta": 10.0, "gamma": 0.5, "lr": 1e-5},
+    "simpo": {"beta": 10.0, "gamma": 0.5, "lr": Times(0.1)},
     "orpo": {"lam": 1.0},
-    "kto": {"beta": 2.0, "batch_size": 64},   # single responses: as many tokens as 32 pairs
+    "kto": {"beta": 2.0, "batch_size": Times(2)},  # single responses: as many tokens as pairs
 }
 ADVANTAGE_SETTINGS: dict[str, dict[str, Any]] = {
     "rloo": {"samples_per_prompt": 4},
@@ -91,7 +102,8 @@ RECIPES |= {name: Recipe("loss", {"DPOConfig": settings}, name)
             for name, settings in LOSS_SETTINGS.items()}
 RECIPES |= {name: Recipe("advantage", {"PPOConfig": settings}, name)
             for name, settings in ADVANTAGE_SETTINGS.items()}
-RECIPES["lora"] = Recipe("lora_rank", {"DPOConfig": {"lr": 1e-3}, "PPOConfig": {"lr": 1e-3}})
+RECIPES["lora"] = Recipe("lora_rank", {"DPOConfig": {"lr": Times(10)},
+                                       "PPOConfig": {"lr": Times(10 / 3)}})
 
 
 def recipe(name: str, config: type) -> dict[str, Any]:
@@ -99,15 +111,20 @@ def recipe(name: str, config: type) -> dict[str, Any]:
     return RECIPES[name].settings.get(config.__name__, {})
 
 
-def with_recipes(config: type[C], names: Sequence[str], **settings: Any) -> C:
-    """These settings; the recipes of these names decide those that are None, or else the defaults.
-
-    A name that has no recipe sets nothing.
-    """
+def combined(names: Sequence[str], config: type) -> dict[str, Any]:
+    """What these recipes set together, the later ones winning.  Not every name has a recipe."""
     chosen: dict[str, Any] = {}
     for name in names:
-        chosen |= recipe(name, config) if name in RECIPES else {}
-    return config(**chosen | {key: value for key, value in settings.items() if value is not None})
+        for key, value in (recipe(name, config) if name in RECIPES else {}).items():
+            chosen[key] = value.of(chosen.get(key, getattr(config, key))) \
+                if isinstance(value, Times) else value
+    return chosen
+
+
+def with_recipes(config: type[C], names: Sequence[str], **settings: Any) -> C:
+    """These settings; those that are None are the recipes', or else the defaults."""
+    given = {key: value for key, value in settings.items() if value is not None}
+    return config(**combined(names, config) | given)
 
 
 def print_recipe(name: str, settings: dict[str, Any], of_stage: str = "") -> None:

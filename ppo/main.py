@@ -32,7 +32,7 @@ from ppo.train import ADVICE, PPOConfig, check_groups, ppo_training
 from reward.combine import Reward
 from reward.evaluate import score
 from reward.model import RewardModel
-from reward.start import RewardFileConfig, check_rewards, reward_of
+from reward.start import RewardFileConfig, check_files, check_rewards, reward_of
 from reward.train import train_reward_model
 from sft.start import check_lora, doubts_about, start_again, start_figures, starting_point
 
@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         RewardFileConfig, out="runs/ppo")
     check_rewards(rewards.reward, rewards.reward_weights, rows.data is not None,
                   rewards.reward_combine)
+    check_files(rewards.reward)
     check_groups(config.advantage, config)
     check_lora(lora, command)
     task = load_task(rows, world_config, config.seed, command.init, "prompts")
@@ -117,7 +118,7 @@ def token_figures(history: Mapping[str, Sequence[float]], task: Task,
     """
     k = config.samples_per_prompt
     responses = k * min(config.batch_size // k, len(task.prompts)) * distributed.world_size()
-    minibatches = math.ceil(responses / config.minibatch_size)  # in one pass over a rollout
+    minibatches = math.ceil(responses / distributed.world_size() / config.minibatch_size)
     read = [after - before for before, after
             in zip([0, *history["num_tokens"]], history["num_tokens"], strict=False)]
     passes = [updates / minibatches for updates in history["val/updates"]]

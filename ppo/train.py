@@ -23,7 +23,7 @@ from minigpt.examples import check_texts, tokenize_example
 from minigpt.kl import kl_k1, kl_k3
 from minigpt.log import warn
 from minigpt.logprobs import token_logps
-from minigpt.lora import merged, recipes_of
+from minigpt.lora import checked_models, merged, recipes_of
 from minigpt.metrics import masked_mean
 from minigpt.model import MiniGPT
 from minigpt.options import option
@@ -32,7 +32,7 @@ from minigpt.sampling import sample_ids
 from minigpt.seeding import seeded
 from minigpt.settings import TrainingConfig, name_of
 from minigpt.training import TrainingLoop
-from minigpt.weights import check_apart, check_reference, unwrapped
+from minigpt.weights import check_apart, unwrapped
 from ppo.advantages import flat_groups, gae, grpo_advantages, rloo_advantages, whiten
 from ppo.loss import ppo_loss, value_loss
 from ppo.metrics import UpdateMetrics, explained_variance, rollout_metrics
@@ -44,7 +44,9 @@ Advantage = str | Callable[[Rollout], Tensor]  # "gae", one of GROUP_ADVANTAGES,
 GROUP_ADVANTAGES = {"rloo": rloo_advantages, "grpo": grpo_advantages}  # (P, k) -> (P, k)
 MOST_FLAT_GROUPS = 0.5  # share of a rollout's groups that teach nothing
 
-# What to do about each sign of collapse, by the figure that shows it.
+# What to do about each sign of collapse, by the figure that shows it.  Tried on a --quick run of 20
+# episodes that ended 385 nats away (kl_coeff 0.001, lr 2e-3): 5 nats with kl_coeff 0.5, and 3, at a
+# higher true reward than SFT's, with a tenth of the rate.
 ADVICE = {"kl_nats_per_response": "raise --kl-coeff, or lower --lr",
           "repetition": "raise --kl-coeff, or lower --lr",
           "finished_share": "raise --missing-eos-penalty or --max-new-tokens"}
@@ -54,7 +56,7 @@ ADVICE = {"kl_nats_per_response": "raise --kl-coeff, or lower --lr",
 class PPOConfig(TrainingConfig):
     """The settings of PPO, and their defaults."""
 
-    num_episodes: int = option(32, "episodes: a rollout of batch_size prompts, and its updates",
+    num_episodes: int = option(32, "episodes: a rollout of batch_size responses, and its updates",
                                at_least=1)
     lr: float = option(3e-4, "peak learning rate of the policy", above=0)
     value_lr: float = option(1e-3, "peak learning rate of the value model", above=0)
@@ -63,10 +65,10 @@ class PPOConfig(TrainingConfig):
                             choices=("gae", *GROUP_ADVANTAGES))
     samples_per_prompt: int = option(1, "responses to each prompt of a rollout: the group that "
                                         "rloo and grpo compare", at_least=1)
-    kl_in: str = option("reward", "where the KL penalty enters: in the reward of each token, or as "
-                                  "k3 in the loss", choices=("reward", "loss"))
-    batch_size: int = option(128, "responses in one rollout (if there are fewer prompts, one to "
-                                  "each)", at_least=1)
+    kl_in: str = option("reward", "where kl_coeff enters: in the reward of each token, or in the "
+                                  "loss, times k3 there", choices=("reward", "loss"))
+    batch_size: int = option(128, "responses in one rollout (if there are too few prompts, one "
+                                  "group to each)", at_least=1)
     minibatch_size: int = option(64, "responses in one optimizer step", at_least=1)
     ppo_epochs: int = option(2, "passes over one rollout", at_least=1)
     kl_coeff: float = option(0.5, "penalty for a nat of KL to the reference (beta), in the "
@@ -125,11 +127,13 @@ def ppo_training(policy: MiniGPT, reference: MiniGPT | None, reward: AnyReward,
     """
     reward = as_reward(reward)
     check_models(policy, reference, reward, value_model)
-    policy, reference = unwrapped(policy), None if reference is None else unwrapped(reference)
-    named = {} if callable(advantage) else {"advantage": str(advantage)}
-    config = with_recipes(PPOConfig, (name_of(advantage), *recipes_of(policy)),
-                          num_episodes=num_episodes, lr=lr, kl_coeff=kl_coeff, **named, **options)
+    policy, reference = checked_models(policy, reference)
+    name = None if callable(advantage) else str(advantage)
+    config = with_recipes(PPOConfig, (str(name), *recipes_of(policy)), advantage=name,
+                          num_episodes=num_episodes, lr=lr, kl_coeff=kl_coeff, **options)
     check_groups(advantage, config)
+    if config.kl_in == "loss" and kl_estimator is not kl_k1:
+        raise ValueError("kl_in='loss' uses k3, so a kl_estimator would change nothing")
     batches = prompt_batches(prompts, policy.max_seq_len, config)
     models: dict[str, nn.Module] = {"policy": policy.train()}
     if advantage == "gae":
@@ -167,7 +171,7 @@ def ppo_training(policy: MiniGPT, reference: MiniGPT | None, reward: AnyReward,
                 if config.whiten:                      # after the returns were made from them
                     advantages = whiten(advantages, rollout.mask)
             else:
-                advantages = compare(rollout)                                  # (B, T)
+                advantages = checked(compare(rollout), rollout)                # (B, T)
                 values = returns = torch.zeros_like(advantages)
         experience = Experience(rollout.batch, rollout.logps, rollout.ref_logps, advantages, values,
                                 returns)
@@ -212,8 +216,21 @@ def ppo_training(policy: MiniGPT, reference: MiniGPT | None, reward: AnyReward,
         log.history["objective/kl_exact"]
 
 
+def checked(advantages: Tensor, rollout: Rollout) -> Tensor:
+    """Advantages of a function of one's own.  Raises ValueError unless they are (B, T)."""
+    if advantages.shape != rollout.mask.shape:
+        raise ValueError(f"the advantage function returned {tuple(advantages.shape)}, but (B, T) = "
+                         f"{tuple(rollout.mask.shape)} is needed: rollout.batch.on_tokens makes it "
+                         "from (B, k)")
+    return advantages
+
+
 def in_groups(advantage: str) -> Callable[[Rollout], Tensor]:
-    """"rloo" or "grpo" of a rollout's returns, the same for all tokens of a response: (B, T)."""
+    """"rloo" or "grpo" of a rollout's returns, the same for all tokens of a response: (B, T).
+
+    The loss is a mean over all tokens of a minibatch, as PPO's; GRPO's paper takes the mean of each
+    response first, which favours short ones among the good (Liu et al. 2025, arXiv:2503.20783).
+    """
     def compare(rollout: Rollout) -> Tensor:
         returns = rollout.batch.response_sums(rollout.rewards)                 # (B, k)
         return rollout.batch.on_tokens(GROUP_ADVANTAGES[advantage](returns))
@@ -239,6 +256,9 @@ def check_groups(advantage: Advantage, config: PPOConfig) -> None:
     if advantage in GROUP_ADVANTAGES and k < 2:
         raise UserError(f"{advantage} compares a response with the others to its prompt, so "
                         "samples_per_prompt (--samples-per-prompt) must be at least 2")
+    for name in ("gamma", "lam", "whiten", "value_lr", "value_coeff", "value_clip"):
+        if advantage in GROUP_ADVANTAGES and getattr(config, name) != getattr(PPOConfig, name):
+            raise UserError(f"{name}={getattr(config, name)} would change nothing: it is for gae")
     if advantage == "gae" and k > 1:
         raise UserError(f"samples_per_prompt={k}: gae compares with a value model and needs no "
                         f"groups: choose --advantage {' or '.join(GROUP_ADVANTAGES)}")
@@ -251,8 +271,6 @@ def check_groups(advantage: Advantage, config: PPOConfig) -> None:
 def check_models(policy: MiniGPT, reference: MiniGPT | None, reward: Reward,
                  value_model: RewardModel | None) -> None:
     """Raises ValueError if training would change a frozen model, or if a response may not fit."""
-    if reference is not None:
-        check_reference(policy, reference)
     check_apart(policy, reward, "policy and reward", "make the reward model a copy")
     if value_model is not None:
         check_apart(value_model, reward, "value_model and reward", "make one of them a copy")

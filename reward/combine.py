@@ -125,8 +125,8 @@ class FunctionReward(nn.Module):
         scores = torch.tensor([_number(score) for score in found], dtype=torch.float32)
         if not scores.isfinite().all():
             index = scores.isfinite().tolist().index(False)
-            raise ValueError(f"{self._name} gave {found[index]!r}, which is no finite number, for "
-                             f"the prompt {prompts[index]!r} and the response "
+            raise ValueError(f"{self._name} gave {found[index]!r}, which is not a finite number, "
+                             f"for the prompt {prompts[index]!r} and the response "
                              f"{responses[index]!r}")
         return scores.view(len(batch.token_ids), -1).to(batch.token_ids.device)
 
@@ -135,7 +135,7 @@ class FunctionReward(nn.Module):
         if hasattr(found, "tolist"):  # a tensor or an array
             found = found.tolist()
         if not isinstance(found, Iterable):
-            raise TypeError(f"it returned {found!r}, which is no list of scores")
+            raise TypeError(f"it returned {found!r}, which is not a list of scores")
         return list(found)
 
     def _culprit(self, prompts: list[str], responses: list[str]) -> str:
@@ -180,6 +180,6 @@ def as_reward(reward: AnyReward) -> Reward:
     if isinstance(inside, RewardModel | Ensemble | FunctionReward):
         return inside
     if not callable(reward) or isinstance(inside, MiniGPT | type):
-        raise TypeError(f"a {type(inside).__name__} is no reward: give a RewardModel, an Ensemble "
-                        "of several, or a function (prompts, responses) -> scores")
+        raise TypeError(f"a {type(inside).__name__} is not a reward: give a RewardModel, an "
+                        "Ensemble of several, or a function (prompts, responses) -> scores")
     return FunctionReward(reward)

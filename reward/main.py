@@ -63,8 +63,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("the reward model reads the response alone, which is best for few rows "
               "(--reads both: the prompt, too)")
     configs, out = member_configs(config, ensemble.members), Path(config.out)
-    untrained = Ensemble([fresh_reward_model(sft_model, own) for own in configs])
-    accuracy_before = evaluate_reward_accuracy(untrained, task.heldout_preferences)
+    accuracy_before = evaluate_reward_accuracy(
+        Ensemble([fresh_reward_model(sft_model, own) for own in configs]),
+        task.heldout_preferences)
     members, losses, accuracies = train_members(
         sft_model, task.preferences, task.prompts[:CENTERING_PROMPTS], config,
         command.max_new_tokens, ensemble.members)

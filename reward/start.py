@@ -122,6 +122,13 @@ def check_rewards(paths: Sequence[str] | None, weights: Sequence[float] | None, 
         raise UserError(f"--reward {WORLD} needs the little world: leave out --data")
 
 
+def check_files(paths: Sequence[str] | None) -> None:
+    """Raises UserError, before anything is trained, if a --reward is not there."""
+    for path in paths or ():
+        if path != WORLD and not Path(path).is_file():
+            raise UserError(f"--reward {path}: there is no such file")
+
+
 def reward_of(paths: Sequence[str] | None, weights: Sequence[float] | None, combine: str,
               reference: MiniGPT, task: Task, command: CommandConfig,
               config: TrainingConfig) -> Reward:
@@ -161,13 +168,14 @@ def trained_reward_model(reference: MiniGPT, task: Task, command: CommandConfig,
     return reward
 
 
-def judge_of(path: str, task: Task, command: CommandConfig) -> Judge:
-    """What --judge names, as a function (prompts, responses) -> scores.
+def judge_of(path: str, task: Task, command: CommandConfig) -> tuple[Judge, int]:
+    """What --judge names, as a function (prompts, responses) -> scores, and its number of models.
 
     'world' is the true reward here: a judge ranks answers, so it may know more than right or wrong.
     """
     if path != WORLD:
-        return partial(score, named_reward(path, task, command, "--judge"))
+        reward = named_reward(path, task, command, "--judge")
+        return partial(score, reward), len(getattr(reward, "members", [reward]))
     assert task.world is not None  # see check_rounds
     true_reward = task.world.true_reward
-    return lambda prompts, responses: list(map(true_reward, prompts, responses))
+    return (lambda prompts, responses: list(map(true_reward, prompts, responses))), 0

@@ -53,17 +53,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_rounds(rejection, rows.data is not None)
     task = load_task(rows, world_config, config.seed, command.init, "demonstrations")
 
+    judge, judges = (None, 0) if rejection.judge is None else \
+        judge_of(rejection.judge, task, command)
     if command.init:
         base = load_model(command.init, MiniGPT, "--init", command.device)
     else:
         base = train_base_model(task, config, command.device)
-    if rejection.judge is None:
+    if judge is None:
         model, losses = train_sft_model(base, task, config)
     else:  # from --init, or after SFT in a folder of its own
         base = base if command.init else train_sft_model(
             base, task, replace(config, out=below(config.out, "sft")))[0]
-        model, losses = sft_rounds(copy.deepcopy(base), task.prompts,
-                                   judge_of(rejection.judge, task, command), rejection, config,
+        model, losses = sft_rounds(copy.deepcopy(base), task.prompts, judge, rejection, config,
                                    command.max_new_tokens)
     out = Path(config.out)
     save_checkpoint(base, out / "base.pt")
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     summary |= {**sampling_figures(rejection, config.out),
                 "tokens_trained": tokens_trained(config.out)}
     summary |= {"seconds": time.perf_counter() - started, "peak_memory_mb": peak_memory_mb(),
-                "models_in_memory": 1}
+                "models_in_memory": 1 + judges}
     report("SFT: held-out prompts", summary, config.out,
            doubts_about({"start_loss_nats_per_token": summary["loss_nats_per_token"]}))
     warn(signs_of_collapse(summary, ADVICE))

@@ -28,18 +28,18 @@ def sft_rounds(model: MiniGPT, prompts: Sequence[str], judge: Judge, rejection: 
     judge: (prompts, responses) -> scores.  Returns the model and the loss of every step.
     Raises UserError if no answer of a round ended by itself.
     """
-    def make_rows(seed: int) -> list[dict[str, str]]:
-        judged = sample_judged(model, prompts, judge, rejection, max_new_tokens, seed)
+    def make_rows(seed: int) -> tuple[list[dict[str, str]], int]:
+        judged, tokens = sample_judged(model, prompts, judge, rejection, max_new_tokens, seed)
         rows = [{"prompt": prompt, "response": responses[scores.index(max(scores))]}
                 for prompt, responses, scores in judged if responses]
         if not rows:
             raise UserError("no answer of this round ended by itself, so there is none to learn "
                             "from: train the start longer, or raise --max-new-tokens")
-        return rows
+        return rows, tokens
 
     losses: list[float] = []
     for rows, settings in rounds_of(rejection, config, make_rows):
-        _, of_round = sft_train(model, rows, **{**settings, "lr": rejection.round_lr,
+        model, of_round = sft_train(model, rows, **{**settings, "lr": rejection.round_lr,
                                                 "min_steps": 1})
         losses += of_round
     return model, losses

@@ -11,6 +11,7 @@ import torch
 from data.task import Task
 from minigpt.checkpoint import save_checkpoint
 from minigpt.command import CommandConfig, check_device, load_model
+from minigpt.errors import UserError
 from minigpt.examples import check_texts
 from minigpt.lora import LoraConfig, check_rank
 from minigpt.model import MiniGPT
@@ -60,8 +61,11 @@ def starting_point(task: Task, command: CommandConfig, config: TrainingConfig) -
 
 
 def check_lora(lora: LoraConfig, command: CommandConfig) -> None:
-    """Raises UserError, before anything is trained, if the start is too narrow for this rank."""
-    if lora.lora_rank is not None:
+    """Raises UserError, before anything is trained, if there cannot be such adapters."""
+    if lora.lora_rank is None:
+        if lora.lora_alpha is not None:
+            raise UserError("--lora-alpha scales adapters, and there are none without --lora-rank")
+    else:
         start = MiniGPT() if command.init is None else \
             load_model(command.init, MiniGPT, "--init", command.device)
         check_rank(lora.lora_rank, start.settings["embed_dim"])

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -143,8 +144,9 @@ def test_the_reference_point_by_hand(apart):
     log_ratios = logps_of(policy, TEN, others) - ref_logps
     batches, mismatched = Batches(examples, 10), Batches(mismatched_examples, 10)
     for parts in ([range(10)], [[4, 0, 7], [2], [5, 1]], [[3]]):
-        z = reference_point(policy, mismatched, ref_logps, [batches.collate(part)
-                                                            for part in parts])
+        count = sum(map(len, parts))
+        z = reference_point(policy, mismatched, ref_logps, [
+            replace(batches.collate(part), weight=len(part) / count) for part in parts])
         mean = float(log_ratios[[i for part in parts for i in part]].mean())
         assert float(z) == pytest.approx(max(0.0, mean), abs=1e-4)
         assert z.shape == () and not z.requires_grad

@@ -51,12 +51,12 @@ def share_of_yes(model):
 
 def test_a_pair_is_the_best_and_the_worst_of_the_answers_to_a_prompt():
     judged = [Judged("p", ["a", "b", "c"], [1.0, 3.0, 2.0]), Judged("q", ["d", "e"], [0.5, -0.5])]
-    assert pairs_of(judged, "best and worst", 0) == [
+    assert pairs_of(judged, "best-worst", 0) == [
         {"prompt": "p", "chosen": "b", "rejected": "a"},
         {"prompt": "q", "chosen": "d", "rejected": "e"}]
 
 
-@pytest.mark.parametrize("kind", ["best and worst", "bradley-terry"])
+@pytest.mark.parametrize("kind", ["best-worst", "bradley-terry"])
 def test_there_is_no_pair_without_two_answers_that_differ(kind):
     judged = [Judged("none", [], []), Judged("one", ["a"], [1.0]),
               Judged("same text", ["a", "a"], [1.0, 2.0])]
@@ -65,7 +65,7 @@ def test_there_is_no_pair_without_two_answers_that_differ(kind):
 
 def test_answers_that_score_the_same_are_a_pair_only_to_annotators_by_bradley_terry():
     tie = [Judged("p", ["a", "b", "c"], [2.0, 2.0, 2.0])]
-    assert pairs_of(tie, "best and worst", 0) == []
+    assert pairs_of(tie, "best-worst", 0) == []
     found = Counter((row["chosen"], row["rejected"]) for seed in range(600)
                     for row in pairs_of(tie, "bradley-terry", seed))
     assert len(found) == 6 and found.total() == 600
@@ -95,30 +95,30 @@ def test_the_seed_decides_about_bradley_terrys_pairs():
     judged = [Judged(str(number), ["a", "b", "c"], [0.0, 0.1, 0.2]) for number in range(20)]
     first, again, other = (pairs_of(judged, "bradley-terry", seed) for seed in (1, 1, 2))
     assert first == again != other
-    assert pairs_of(judged, "best and worst", 1) == pairs_of(judged, "best and worst", 2)
+    assert pairs_of(judged, "best-worst", 1) == pairs_of(judged, "best-worst", 2)
 
 
 # --- training -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pairs", ["best and worst", "bradley-terry"])
+@pytest.mark.parametrize("pairs", ["best-worst", "bradley-terry"])
 def test_what_the_judge_likes_is_said_more_often(talker, copy_of, weights_of, weights_equal, pairs):
     kept, policy = weights_of(talker), copy_of(talker)
     trained, losses, margins = run(policy, talker, online={"pairs": pairs, "rounds": 3}, lr=2e-3)
     assert trained is policy and not policy.training
     assert len(losses) == len(margins) and losses[0] == pytest.approx(math.log(2), abs=1e-4)
     assert share_of_yes(talker) < 0.4
-    assert share_of_yes(policy) > share_of_yes(talker) + (0.3 if pairs == "best and worst" else 0.1)
+    assert share_of_yes(policy) > share_of_yes(talker) + (0.3 if pairs == "best-worst" else 0.1)
     assert weights_equal(talker, kept)
 
 
 def test_the_first_round_learns_from_what_the_start_says(talker, copy_of, tmp_path):
     run(copy_of(talker), talker, out=str(tmp_path), seed=3)
     seeds = [seed_of(3, "round", number) for number in (1, 2)]
-    judged = sample_judged(talker, PROMPTS, likes_yes, OnlineConfig(**ONLINE), 6, seeds[0])
+    judged, _ = sample_judged(talker, PROMPTS, likes_yes, OnlineConfig(**ONLINE), 6, seeds[0])
     first, second = ([json.loads(line) for line in
                       (tmp_path / f"round-{number}" / "rows.jsonl").open()] for number in (1, 2))
-    assert first == pairs_of(judged, "best and worst", seeds[0]) != []
+    assert first == pairs_of(judged, "best-worst", seeds[0]) != []
     assert all(row["chosen"] == "yes" != row["rejected"] for row in first + second)
     assert second != first
     config = json.loads((tmp_path / "round-2" / "metrics.jsonl").open().readline())

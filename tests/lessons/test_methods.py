@@ -103,11 +103,12 @@ def commands(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("argv", [[], ["--quick", "--seed", "5", "--samples", "2"]])
-def test_the_command_of_every_method_has_options_that_fit_together(commands, tmp_path, make_model,
-                                                                   monkeypatch, argv):
+def test_the_command_of_every_method_has_options_that_fit_together(
+        commands, tmp_path, make_model, make_reward, monkeypatch, argv):
     run = commands("--methods", "all", *argv)
     assert list(run) == ["sft", "reward", *(name for name in METHODS if METHODS[name].stage)]
     save_checkpoint(make_model(), tmp_path / "compare" / "sft" / "model.pt")
+    save_checkpoint(make_reward(), tmp_path / "compare" / "reward" / "model.pt")
     reached = []
 
     def load_task(*given):
@@ -139,11 +140,11 @@ def test_methods_start_from_the_sft_model_and_those_that_need_it_get_the_reward_
                           else [])
 
 
-def test_the_sweep_is_of_dpo_alone(commands):
+def test_the_sweep_is_of_dpo_alone(commands, tmp_path):
     run = commands("--methods", "dpo", "ipo", "--sweep")
     assert ["--sweep" in given for _, given in run.values()] == [False, False, True, False]
-    run = commands("--methods", "ipo", "--sweep")
-    assert list(run) == ["sft", "reward", "ipo"]
+    with pytest.raises(UserError, match=r"--sweep trains DPO .*: put dpo among the --methods"):
+        lessons.compare.main(["--out", str(tmp_path / "other"), "--methods", "ipo", "--sweep"])
     assert METHODS["dpo"].flags == ()
 
 
@@ -152,12 +153,19 @@ def test_the_sweep_is_of_dpo_alone(commands):
 
 WORLD_JUDGES, GROUPS = ["--rounds", "2", "--judge", "world"], "must be a multiple of"
 REFUSED = [
+    ("dpo", ["--lora-alpha", "4"], "--lora-alpha scales adapters"),
+    ("dpo", ["--sweep", "--loss", "ipo"], "--sweep trains DPO"),
+    ("dpo", ["--lam", "3"], "lam=3.0 would change nothing: the loss dpo does not use it"),
+    ("dpo", ["--loss", "kto", "--gamma", "1"], "gamma=1.0 would change nothing"),
+    ("ppo", ["--advantage", "rloo", "--gamma", "0.9"], "gamma=0.9 would change nothing"),
+    ("ppo", ["--reward", "none.pt"], "--reward none.pt: there is no such file"),
+    ("dpo", ["--rounds", "1", "--judge", "none.pt"], "--judge none.pt: there is no such file"),
     ("dpo", ["--rounds", "0", "--judge", "world"], "rounds=0 must be at least 1"),
     ("sft", ["--rounds", "0", "--judge", "world"], "rounds=0 must be at least 1"),
-    ("dpo", ["--rounds", "2"], "--rounds and --judge need each other"),
-    ("sft", ["--rounds", "2"], "--rounds and --judge need each other"),
-    ("dpo", ["--judge", "world"], "--rounds and --judge need each other"),
-    ("sft", ["--judge", "world"], "--rounds and --judge need each other"),
+    ("dpo", ["--rounds", "2"], "--rounds and --judge must be given together"),
+    ("sft", ["--rounds", "2"], "--rounds and --judge must be given together"),
+    ("dpo", ["--judge", "world"], "--rounds and --judge must be given together"),
+    ("sft", ["--judge", "world"], "--rounds and --judge must be given together"),
     ("dpo", [*WORLD_JUDGES, "--data", "PAIRS"], "--judge world needs the little world"),
     ("sft", [*WORLD_JUDGES, "--data", "PAIRS"], "--judge world needs the little world"),
     ("dpo", [*WORLD_JUDGES, "--samples-per-prompt", "1"], "samples_per_prompt=1 must be at least"),
@@ -165,7 +173,7 @@ REFUSED = [
     ("dpo", [*WORLD_JUDGES, "--round-prompts", "0"], "round_prompts=0 must be at least 1"),
     ("dpo", [*WORLD_JUDGES, "--lora-rank", "4", "--reference", "last"],
      "--reference last needs a copy of the policy, but with --lora-rank"),
-    ("dpo", [*WORLD_JUDGES, "--pairs", "best"], "best and worst"),
+    ("dpo", [*WORLD_JUDGES, "--pairs", "best"], "best-worst"),
     ("dpo", ["--lora-rank", "1000"], "lora_rank=1000 must be between 1 and 128"),
     ("ppo", ["--lora-rank", "1000"], "lora_rank=1000 must be between 1 and 128"),
     ("ppo", ["--lora-rank", "33", "--init", "MODEL"], "lora_rank=33 must be between 1 and 32"),

@@ -2,7 +2,8 @@
 
     small_run.py STAGE OUT BATCH_SIZE [--resume] [--shard] [--die-at STEP]
 
-Trains a small model of the stage in float32 on 30 pairs and saves it.
+Trains a small model of the stage in float32 on 30 pairs, or on its own answers, and saves it.
+STAGE: sft, reward, ppo, dpo; kto, rloo, lora (DPO of adapters), rounds (two rounds of DPO).
 """
 
 import argparse
@@ -11,11 +12,13 @@ import os
 
 import torch
 
-from dpo import dpo_train
+from dpo import DPOConfig, dpo_train, kto_train
+from dpo.rounds import OnlineConfig, dpo_rounds
 from minigpt import MiniGPT, distributed
 from minigpt.checkpoint import save_checkpoint
 from minigpt.command import run_command
 from minigpt.log import MetricLog
+from minigpt.lora import add_lora, merged
 from ppo import ppo_training
 from reward import RewardModel, train_reward_model
 from sft import sft_train
@@ -35,9 +38,28 @@ def train(stage: str, options: dict) -> torch.nn.Module:
         return train_reward_model(RewardModel.from_policy(model), PAIRS, 3, 1e-3, **options)[0]
     if stage == "dpo":
         return dpo_train(model, reference, PAIRS, 3, 1e-3, beta=0.1, **options)[0]
+    if stage == "kto":
+        return kto_train(model, reference, PAIRS, 3, 1e-3, 0.1, **options)[0]
+    if stage == "lora":
+        return merged(dpo_train(add_lora(model, 4), None, PAIRS, 3, 1e-3, 0.1, **options)[0])
     prompts = [row["prompt"] for row in PAIRS]
+    if stage == "rounds":
+        return rounds(prompts, options)
+    groups = {"advantage": "rloo", "samples_per_prompt": 2} if stage == "rloo" else {}
     return ppo_training(model, reference, RewardModel(**SMALL), prompts, 4, 1e-3, kl_coeff=0.02,
-                        minibatch_size=4, max_new_tokens=8, **options)[0]
+                        minibatch_size=4, max_new_tokens=8, **groups, **options)[0]
+
+
+def rounds(prompts: list[str], options: dict) -> MiniGPT:
+    """From a start that has learned to end its answers, judged by their length."""
+    rows = [{"prompt": prompt, "response": answer} for prompt in prompts
+            for answer in ("yes", "no", "well")]
+    start, _ = sft_train(MiniGPT(**SMALL), rows, 10, 1e-2, batch_size=30)
+    return dpo_rounds(copy.deepcopy(start), start, prompts,
+                      lambda prompts, texts: [float(len(text)) for text in texts],
+                      OnlineConfig(rounds=2, judge="length", samples_per_prompt=4,
+                                   round_prompts=24),
+                      DPOConfig(lr=1e-3, beta=0.1, **options), max_new_tokens=8)[0]
 
 
 def main() -> None:

@@ -67,7 +67,8 @@ def test_each_prompt_has_its_own_answers_and_they_their_own_scores(said):
         asked.extend(zip(prompts, responses, strict=True))
         return torch.tensor([float(ord(text[0])) for text in responses])  # any numbers will do
 
-    found = sample_judged(None, prompts, by_letter, settings(round_prompts=3), 8, seed=0)
+    found, tokens = sample_judged(None, prompts, by_letter, settings(round_prompts=3), 8, seed=0)
+    assert tokens == 5 * 2 + 4 * 4  # those of answers without an end, too
     order = [one.prompt for one in found]
     assert found == [Judged(order[0], ["a", "b"], [97.0, 98.0]),
                      Judged(order[1], ["c", "d", "e"], [99.0, 100.0, 101.0]),
@@ -78,12 +79,12 @@ def test_each_prompt_has_its_own_answers_and_they_their_own_scores(said):
 
 def test_an_answer_without_text_is_left_out_since_it_is_no_example(said):
     said("", " \n", "b")
-    found, = sample_judged(None, ["p"], judge, settings(round_prompts=1), 8, seed=0)
+    (found,), _ = sample_judged(None, ["p"], judge, settings(round_prompts=1), 8, seed=0)
     assert found == Judged("p", ["b"], [1098.0])
 
 
 def test_what_a_model_says_is_judged_with_its_prompt_and_only_if_it_ended(reciter, prompts):
-    found = sample_judged(reciter, prompts, judge, settings(round_prompts=12), 9, seed=1)
+    found, _ = sample_judged(reciter, prompts, judge, settings(round_prompts=12), 9, seed=1)
     assert sorted(one.prompt for one in found) == sorted(prompts)
     assert all(len(one.responses) == len(one.scores) <= 3 for one in found)
     for one in found:
@@ -94,7 +95,8 @@ def test_what_a_model_says_is_judged_with_its_prompt_and_only_if_it_ended(recite
 
 def test_the_seed_decides_about_prompts_and_answers(make_model, prompts):
     model = make_model(spread=2)
-    first, again, other = (sample_judged(model, prompts, judge, settings(round_prompts=40), 8, seed)
+    many = settings(round_prompts=40)
+    first, again, other = (sample_judged(model, prompts, judge, many, 8, seed)[0]
                            for seed in (3, 3, 4))
     assert first == again
     assert [one.prompt for one in first] != [one.prompt for one in other]
@@ -111,8 +113,8 @@ def test_as_many_prompts_are_asked_as_a_round_has_each_equally_often(said, promp
         calls.append(len(responses))
         return [0] * len(responses)
 
-    found = sample_judged(None, prompts, counting, settings(round_prompts=count,
-                                                            samples_per_prompt=2), 8, seed=5)
+    found, _ = sample_judged(None, prompts, counting, settings(round_prompts=count,
+                                                               samples_per_prompt=2), 8, seed=5)
     asked = Counter(one.prompt for one in found)
     assert len(found) == count and {asked[prompt] for prompt in prompts} == often
     assert calls == [64] * (count // 32) + [2 * (count % 32)] * (count % 32 > 0)
@@ -143,7 +145,7 @@ def test_a_judge_that_gives_another_number_of_scores_is_refused(said, count):
 
 def test_where_no_answer_can_be_learned_from_no_judge_is_asked(said):
     said(None, "", None)
-    found = sample_judged(None, ["p"], None, settings(round_prompts=1), 8, seed=0)
+    found, _ = sample_judged(None, ["p"], None, settings(round_prompts=1), 8, seed=0)
     assert found == [Judged("p", [], [])]
 
 
@@ -159,11 +161,14 @@ def test_the_world_judges_by_its_true_reward_and_a_file_by_its_scores(world, mak
     task, command = Task(128, world=world), CommandConfig()
     row = world.heldout_preferences[0]
     prompts, texts = [row["prompt"]] * 2, [row["chosen"], row["rejected"]]
-    assert judge_of("world", task, command)(prompts, texts) == \
+    by_world, models = judge_of("world", task, command)
+    assert models == 0
+    assert by_world(prompts, texts) == \
         [world.true_reward(*pair) for pair in zip(prompts, texts, strict=True)]
     model = make_reward(max_seq_len=128)
     save_checkpoint(model, tmp_path / "reward.pt")
-    by_model = judge_of(str(tmp_path / "reward.pt"), task, command)
+    by_model, models = judge_of(str(tmp_path / "reward.pt"), task, command)
+    assert models == 1
     assert torch.equal(by_model(prompts, texts), score(model, prompts, texts))
 
 
@@ -174,18 +179,21 @@ def test_a_language_model_is_no_judge(make_model, tmp_path):
 
 
 @pytest.mark.parametrize(("given", "has_data", "message"), [
-    ({"rounds": 2, "judge": None}, False, "--rounds and --judge need each other"),
-    ({"rounds": None}, False, "--rounds and --judge need each other"),
+    ({"rounds": 2, "judge": None}, False, "--rounds and --judge must be given together"),
+    ({"rounds": None}, False, "--rounds and --judge must be given together"),
+    ({"rounds": None, "judge": None}, False, "--samples-per-prompt would change nothing"),
+    ({"judge": "none.pt"}, False, "--judge none.pt: there is no such file"),
     ({"judge": "world"}, True, "--judge world needs the little world: leave out --data")])
 def test_settings_that_do_not_fit_together_are_refused(given, has_data, message):
     with pytest.raises(UserError, match=message):
         check_rounds(settings(**given), has_data)
 
 
-def test_settings_that_fit_together_pass():
-    for given, has_data in (({"rounds": None, "judge": None}, True), ({"judge": "world"}, False),
-                            ({"judge": "reward.pt"}, True)):
-        check_rounds(settings(**given), has_data)
+def test_settings_that_fit_together_pass(tmp_path):
+    (tmp_path / "reward.pt").touch()
+    check_rounds(RoundsConfig(), True)
+    check_rounds(settings(judge="world"), False)
+    check_rounds(settings(judge=str(tmp_path / "reward.pt")), True)
 
 
 # --- rounds ---------------------------------------------------------------------------------------
@@ -197,7 +205,7 @@ ROWS = [{"prompt": "p\n", "response": "a\u2028b\x85c 🙂\""}, {"prompt": "", "r
 def rounds(run, made, count=3):
     def make_rows(seed):
         made.append(seed)
-        return [*ROWS, {"prompt": "made", "response": str(seed)}]
+        return [*ROWS, {"prompt": "made", "response": str(seed)}], 7
     return list(rounds_of(settings(rounds=count), run, make_rows))
 
 
@@ -239,26 +247,27 @@ def test_a_resumed_run_reads_the_rows_it_has_and_makes_only_the_others(tmp_path)
     assert len(made) == 2
 
 
+def test_a_run_that_starts_anew_forgets_the_rows_of_all_rounds(tmp_path):
+    run, made = TrainingConfig(out=str(tmp_path)), []
+    rounds(run, [], 3)
+    rounds(run, made, 1)
+    rounds(TrainingConfig(out=str(tmp_path), resume=True), made, 3)
+    assert len(made) == 3  # the first, and on resuming the two others
+
+
 def test_the_rows_of_a_round_are_made_once_the_round_before_is_over(tmp_path):
     order = []
 
     def make_rows(seed):
         order.append("sample")
-        return ROWS
+        return ROWS, 7
     for _ in rounds_of(settings(rounds=2), TrainingConfig(out=str(tmp_path)), make_rows):
         order.append("train")
     assert order == ["sample", "train"] * 2
 
 
 def test_sampling_figures_by_hand(tmp_path):
-    for number, rows in enumerate((ROWS, [{"prompt": "pp", "chosen": "four", "rejected": "é"}]), 1):
-        (tmp_path / f"round-{number}").mkdir()
-        (tmp_path / f"round-{number}" / "rows.jsonl").write_text(
-            "".join(json.dumps(row) + "\n" for row in rows))
-    lengths = [len(text.encode()) + 1 for text in
-               (ROWS[0]["response"], ROWS[1]["response"], "four", "é")]
-    assert lengths[1:] == [3, 5, 3]
-    answers = 2 * 7 * 3
+    rounds(TrainingConfig(out=str(tmp_path)), [], 2)
     assert sampling_figures(settings(rounds=2, round_prompts=7), str(tmp_path)) == {
-        "answers_sampled": answers, "tokens_sampled": round(answers * sum(lengths) / 4)}
+        "answers_sampled": 2 * 7 * 3, "tokens_sampled": 2 * 7}
     assert sampling_figures(SimpleNamespace(rounds=None), str(tmp_path)) == {}

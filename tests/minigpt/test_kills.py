@@ -22,21 +22,30 @@ def begin(stage, folder):
                             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
 
 
+def logged(folder):
+    """How much the runs in this folder and below have logged."""
+    return sum(len(log.read_bytes()) for log in folder.rglob("metrics.jsonl"))
+
+
+def is_saving(folder):
+    """Whether one of them writes a checkpoint, or was killed while it did."""
+    return any(folder.rglob("state.pt.tmp"))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "dpo"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "dpo", "kto", "rloo", "lora", "rounds"])
 def test_a_run_killed_at_random_moments_ends_in_the_bits_of_the_unbroken_run(stage, tmp_path):
     whole = begin(stage, tmp_path / "whole")
     assert whole.wait() == 0, whole.stderr.read()
     rng, kills, ended, while_saving = random.Random(0), 0, 0, 0
     while kills < KILLS:
         folder = tmp_path / f"killed{ended}"
+        before = logged(folder)
         process = begin(stage, folder)
-        log = folder / "metrics.jsonl"
-        before = len(log.read_bytes()) if log.exists() else 0
-        while process.poll() is None and not (log.exists() and len(log.read_bytes()) > before):
+        while process.poll() is None and logged(folder) <= before:
             pass  # until it has made a step of its own
         if kills % 2:  # every other time while it writes a checkpoint, else at any moment
-            while process.poll() is None and not (folder / "state.pt.tmp").exists():
+            while process.poll() is None and not is_saving(folder):
                 pass
         else:
             time.sleep(rng.random() * 0.1)
@@ -44,7 +53,7 @@ def test_a_run_killed_at_random_moments_ends_in_the_bits_of_the_unbroken_run(sta
             process.send_signal(signal.SIGKILL)
             kills += 1
         code = process.wait()
-        while_saving += (folder / "state.pt.tmp").exists()
+        while_saving += is_saving(folder)
         if code == 0:  # it came to its end between two kills
             compare(folder, tmp_path / "whole")
             ended += 1
@@ -58,5 +67,8 @@ def test_a_run_killed_at_random_moments_ends_in_the_bits_of_the_unbroken_run(sta
 
 
 def compare(folder, whole):
-    for name in ("metrics.jsonl", "model.pt"):
-        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    paths = [*sorted(whole.rglob("*.jsonl")), whole / "model.pt"]
+    assert {path.name for path in paths} >= {"metrics.jsonl", "model.pt"}
+    for path in paths:
+        name = path.relative_to(whole)
+        assert (folder / name).read_bytes() == path.read_bytes(), name

@@ -2,6 +2,7 @@ import pytest
 
 from data.world import WorldConfig
 from dpo import LOSSES
+from dpo.rounds import OnlineConfig
 from dpo.train import DPOConfig
 from lessons.compare import CompareConfig
 from minigpt.command import CommandConfig
@@ -12,6 +13,7 @@ from minigpt.recipes import (
     LOSS_SETTINGS,
     RECIPES,
     Recipe,
+    Times,
     recipe,
     settings_of_start,
     with_recipes,
@@ -19,16 +21,18 @@ from minigpt.recipes import (
 from minigpt.settings import TrainingConfig
 from ppo.train import GROUP_ADVANTAGES, PPOConfig
 from reward.train import RewardConfig
+from sft.rounds import RejectionConfig
 from sft.train import SFTConfig
 
-CONFIGS = (CommandConfig, CompareConfig, WorldConfig, SFTConfig, RewardConfig, PPOConfig, DPOConfig)
+CONFIGS = (CommandConfig, CompareConfig, WorldConfig, SFTConfig, RewardConfig, PPOConfig, DPOConfig,
+           OnlineConfig, RejectionConfig)
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_everything_that_a_recipe_sets_is_a_setting(name):
     assert RECIPES[name].settings.keys() <= {config.__name__ for config in CONFIGS}
     for config in CONFIGS:
-        config(**recipe(name, config))
+        with_recipes(config, [name])
 
 
 def test_a_recipe_is_looked_up_by_the_name_of_the_dataclass():
@@ -143,6 +147,21 @@ def test_the_recipe_of_adapters_wins_over_that_of_a_loss(method_recipes, capsys)
     assert capsys.readouterr().out.splitlines() == [
         "recipe 'simpo' (--loss simpo): beta=7.0, gamma=0.25",
         "recipe 'lora' (--lora-rank): lr=0.5"]
+
+
+def test_times_multiplies_what_holds_without_it(monkeypatch, capsys):
+    monkeypatch.setitem(RECIPES, "simpo", Recipe("loss", {"DPOConfig": {
+        "lr": Times(0.1), "batch_size": Times(2)}}, "simpo"))
+    monkeypatch.setitem(RECIPES, "lora", Recipe("lora_rank", {"DPOConfig": {"lr": Times(10)}}))
+    few = recipe("few rows", DPOConfig)
+    assert with_recipes(DPOConfig, ["simpo"]).lr == 1e-5
+    assert with_recipes(DPOConfig, ["simpo", "lora"]).lr == 1e-4
+    found = with_recipes(DPOConfig, ["few rows", "simpo"])
+    assert (found.lr, found.batch_size) == (3e-5, 2 * few["batch_size"])
+    assert with_recipes(DPOConfig, ["simpo"], lr=0.5).lr == 0.5
+    config, = parse("", ["--loss", "simpo"], DPOConfig)
+    assert (config.lr, config.batch_size) == (1e-5, 64)
+    assert capsys.readouterr().out == "recipe 'simpo' (--loss simpo): lr=1e-05, batch_size=64\n"
 
 
 def test_the_recipe_of_an_advantage_is_used_as_that_of_a_loss(method_recipes, capsys):

@@ -195,18 +195,18 @@ def test_another_number_of_scores_than_of_responses_raises(count):
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, None, "1", b"1", 1j, [1.0], 1e300,
                                  10**400, torch.zeros(2), torch.tensor(math.nan)], ids=repr)
 def test_a_score_that_is_no_finite_number_is_named_with_its_prompt_and_response(bad):
-    with pytest.raises(ValueError, match=r"no finite number.* prompt '' and the response 'a'"):
+    with pytest.raises(ValueError, match=r"not a finite number.* prompt '' and the response 'a'"):
         FunctionReward(lambda *_: [0.0, 1.0, bad, 2.0]).rewards(batch_of(ROWS))
 
 
 @pytest.mark.parametrize("bad", [None, 1.0, torch.tensor(1.0)])
 def test_a_function_that_returns_no_list_is_told_so(bad):
-    with pytest.raises(ValueError, match=r"returned (None|1\.0), which is no list of scores"):
+    with pytest.raises(ValueError, match=r"returned (None|1\.0), which is not a list of scores"):
         FunctionReward(lambda *_: bad).rewards(batch_of(ROWS))
 
 
 def test_scores_in_two_dimensions_are_refused():
-    with pytest.raises(ValueError, match="no finite number"):
+    with pytest.raises(ValueError, match="not a finite number"):
         FunctionReward(lambda prompts, _: torch.zeros(len(prompts), 1)).rewards(batch_of(ROWS))
 
 
@@ -243,7 +243,7 @@ def test_a_module_that_takes_texts_is_a_function():
 @pytest.mark.parametrize("wrong", ["runs/reward/model.pt", 1.0, None, [length], RewardModel,
                                    MiniGPT(embed_dim=8, num_heads=1, num_layers=1)])
 def test_what_is_no_reward_raises(wrong):
-    with pytest.raises(TypeError, match="is no reward: give a RewardModel, an Ensemble"):
+    with pytest.raises(TypeError, match="is not a reward: give a RewardModel, an Ensemble"):
         as_reward(wrong)
 
 

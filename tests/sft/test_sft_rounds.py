@@ -57,7 +57,7 @@ def test_the_best_answers_are_said_more_often_round_after_round(talker, copy_of)
 def test_a_round_learns_the_best_answer_to_each_prompt(talker, copy_of, tmp_path):
     run(copy_of(talker), out=str(tmp_path), seed=3)
     seed = seed_of(3, "round", 1)
-    judged = sample_judged(talker, PROMPTS, likes_yes, RejectionConfig(**REJECTION), 6, seed)
+    judged, _ = sample_judged(talker, PROMPTS, likes_yes, RejectionConfig(**REJECTION), 6, seed)
     rows = rows_of(tmp_path / "round-1")
     assert [row["prompt"] for row in rows] == [one.prompt for one in judged]
     for row, one in zip(rows, judged, strict=True):
