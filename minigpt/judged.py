@@ -116,8 +116,9 @@ def rounds_of(config: RoundsConfig, run: TrainingConfig,
     make_rows(seed) samples them, and counts the sampled tokens; both are kept in round-1, round-2,
     ... below run.out, where a resumed run finds them again.
     """
-    for stale in () if run.out is None or run.resume else Path(run.out).glob("round-*/rows.jsonl"):
-        stale.unlink()
+    if not (run.out is None or run.resume or distributed.rank()):
+        for stale in Path(run.out).glob("round-*/rows.jsonl"):
+            stale.unlink()
     for number in tqdm(range(1, (config.rounds or 1) + 1), desc="rounds", leave=False,
                        disable=True if distributed.rank() else None):
         seed, out = seed_of(run.seed, "round", number), below(run.out, f"round-{number}")

@@ -2,6 +2,7 @@ import inspect
 import math
 import random
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -252,8 +253,53 @@ def test_every_name_on_offer_is_what_it_says(make_model, make_pairs):
                 sequence_logps(model, [row["prompt"]], [row[side]]))
     dpo_train(policy, reference, [row], loss=mine, lr=1e-4, precision="float32", **settings)
     assert given.keys() == {*TENSORS, *HYPERPARAMETERS}
-    assert {name: float(value) for name, value in given.items()} == \
+    assert {name: torch.as_tensor(value).item() for name, value in given.items()} == \
         pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{}, {"gamma": 0.7}, {"beta": 0.3}, {"beta": 0.3, "lam": 0.0}])
+def test_a_setting_with_a_default_of_its_own_keeps_it_unless_given(make_model, make_pairs,
+                                                                   settings):
+    given = {}
+
+    def mine(policy_chosen_logps, label_smoothing, gamma=9.0, beta=7.0, lam=5.0):
+        given.update(gamma=gamma, beta=beta, lam=lam, label_smoothing=label_smoothing)
+        return -policy_chosen_logps.mean(), {}
+
+    dpo_train(make_model(), None, make_pairs(3), loss=mine, **settings)
+    assert given == {"gamma": 9.0, "beta": 7.0, "lam": 5.0,
+                     "label_smoothing": DPOConfig.label_smoothing} | settings
+
+
+def test_a_partial_function_and_a_module_are_losses(make_model, copy_of, make_pairs, weights_equal):
+    class Weighted(torch.nn.Module):
+        def forward(self, policy_chosen_logps, policy_rejected_logps, chosen_lengths,
+                    rejected_lengths, beta, gamma=0.25):
+            return simpo_loss(policy_chosen_logps, policy_rejected_logps, chosen_lengths,
+                              rejected_lengths, beta, gamma)
+
+    start, rows, settings = make_model(), make_pairs(8), {"lr": 1e-3, "beta": 3.0, "batch_size": 4}
+    expected, *figures = dpo_train(copy_of(start), None, rows, loss="simpo", gamma=0.25, **settings)
+    for loss in (partial(simpo_loss, gamma=0.25), Weighted()):
+        found, *others = dpo_train(copy_of(start), None, rows, loss=loss, **settings)
+        assert weights_equal(found, expected) and others == figures
+
+
+@pytest.mark.parametrize("result", [torch.tensor(1.0), (torch.tensor(1.0),), (1.0, {}),
+                                    (torch.zeros(3), {}), None])
+def test_what_is_not_a_loss_and_its_metrics_is_refused(make_model, make_pairs, result):
+    with pytest.raises(ValueError, match=r"a loss must return \(loss, metrics\)"):
+        dpo_train(make_model(), None, make_pairs(3), loss=lambda policy_chosen_logps: result)
+
+
+@pytest.mark.parametrize(("loss", "setting", "value"), [
+    ("dpo", "lam", 3.0), ("ipo", "label_smoothing", 0.0), ("simpo", "nll_weight", 0.5),
+    ("orpo", "gamma", 1.0), ("kto", "lam", 0.0), ("cdpo", "desirable_weight", 1.0)])
+def test_a_setting_that_the_loss_does_not_use_is_refused(make_model, copy_of, make_pairs, loss,
+                                                         setting, value):
+    message = f"{setting}={value} would change nothing: the loss {loss} does not use it"
+    with pytest.raises(ValueError, match=message):
+        dpo_train(copy_of(make_model()), make_model(), make_pairs(3), loss=loss, **{setting: value})
 
 
 def test_a_loss_that_asks_for_what_nothing_offers_is_told_what_there_is(make_model, make_pairs):

@@ -255,6 +255,15 @@ def test_a_run_that_starts_anew_forgets_the_rows_of_all_rounds(tmp_path):
     assert len(made) == 3  # the first, and on resuming the two others
 
 
+def test_only_the_first_process_forgets_rows(tmp_path, monkeypatch):
+    """Another, a moment later, would delete what the first has just sampled."""
+    run = TrainingConfig(out=str(tmp_path))
+    rounds(run, [], 2)
+    monkeypatch.setattr("minigpt.distributed.rank", lambda: 1)
+    rounds(run, [], 1)
+    assert len(list(tmp_path.rglob("rows.jsonl"))) == 2
+
+
 def test_the_rows_of_a_round_are_made_once_the_round_before_is_over(tmp_path):
     order = []
 
