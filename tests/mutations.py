@@ -11,8 +11,8 @@ import argparse
 import ast
 import os
 import random
+import resource
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ SWAPS: dict[type, type] = {
     ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.And: ast.Or, ast.Or: ast.And, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
     ast.FloorDiv: ast.Mult, ast.Pow: ast.Mult, ast.In: ast.NotIn}
-SECONDS = 120  # a mutant that takes longer counts as noticed
+SECONDS = 120  # of processor time; a mutant that takes longer counts as noticed
 
 
 def mutants(source: str) -> Iterator[tuple[int, str, str]]:
@@ -92,7 +92,8 @@ def noticed(folder: Path, tests: list[str]) -> bool:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.dup2(null, 2)
-        signal.alarm(SECONDS)
+        sys.dont_write_bytecode = True  # two mutants within a second would share one .pyc file
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
         code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-o",
                             "addopts=--import-mode=importlib", *tests])
         os._exit(int(code != 0))

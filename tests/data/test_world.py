@@ -8,7 +8,19 @@ import pytest
 
 from data.main import main
 from data.preferences import check_preferences, check_sft, load_preferences, load_sft
-from data.world import CORES, EVASIVE, POLITE, RAMBLING, RUDE, WORD, World, WorldConfig, prompts_of
+from data.world import (
+    CORES,
+    EVASIVE,
+    POLITE,
+    RAMBLING,
+    RUDE,
+    WORD,
+    World,
+    WorldConfig,
+    all_questions,
+    prompts_of,
+)
+from minigpt.errors import UserError
 
 FEW = {"plain_rows": 200, "sft_rows": 2000, "preference_rows": 1000, "heldout_rows": 500}
 
@@ -68,6 +80,69 @@ def test_rows_pass_the_checks_and_fit_the_default_model(world):
         assert len(row["prompt"].encode()) + longest + 2 <= 128
 
 
+def is_share(count, total, expected):
+    """Whether so many of so many draws are within four standard errors of the expected share."""
+    error = math.sqrt(expected * (1 - expected) / total)
+    return abs(count / total - expected) <= 4 * error
+
+
+def test_questions_whose_answers_can_be_computed_have_the_right_ones():
+    for question in all_questions():
+        first = question.wordings[0]
+        if question.family == "sum":
+            a, b = (int(word) for word in WORD.findall(first) if word.isdigit())
+            assert question.answer == str(a + b)
+        elif question.family == "letter":
+            ordinal, word = WORD.findall(first)[3], WORD.findall(first)[-1]
+            assert question.answer == {"first": word[0], "last": word[-1]}[ordinal]
+        assert WORD.findall(question.statement)[-1] == question.answer
+
+
+@pytest.mark.parametrize("facts", [1, 7, len(all_questions())])
+def test_a_world_has_as_many_different_facts_as_were_asked_for(facts):
+    assert len(set(World(WorldConfig(facts=facts)).questions)) == facts
+
+
+@pytest.mark.parametrize("facts", [0, len(all_questions()) + 1])
+def test_no_facts_or_more_than_there_are_raise(facts):
+    with pytest.raises(UserError, match="facts"):
+        World(WorldConfig(facts=facts))
+
+
+def test_every_question_has_eight_prompts_two_of_them_held_out(world):
+    for question in world.questions:
+        prompts = {prompt.text for prompt in prompts_of(question)}
+        assert len(prompts) == 8
+        assert len(prompts.intersection(world.heldout_prompts)) == 2
+        assert len(prompts.intersection(world.prompts)) == 6
+
+
+def test_every_heldout_prompt_has_two_demonstrations(world):
+    taught = Counter(row["prompt"] for row in world.heldout_sft_rows)
+    assert taught == dict.fromkeys(world.heldout_prompts, 2)
+
+
+def test_plain_text_is_two_facts_a_third_of_them_statements_the_others_plain_questions(world):
+    kinds = {question.statement: "statement" for question in world.questions}
+    kinds |= {f"{prompt.text} {core.format(question.answer)}": manner
+              for question in world.questions for prompt in prompts_of(question)
+              if prompt.manner == "plain" and prompt.text in world.prompts
+              for manner, core in CORES.items()}
+    found = Counter()
+    for text in world.plain_text:
+        (first, second), = ((text[:i], text[i + 1:]) for i in range(len(text))
+                            if text[:i] in kinds and text[i + 1:] in kinds)
+        found.update((kinds[first], kinds[second]))
+    total = 2 * len(world.plain_text)
+    assert is_share(found["statement"], total, 1 / 3)
+    assert is_share(found["plain"], total - found["statement"], 1 / 2)
+
+
+def test_heldout_plain_text_is_200_texts_that_are_not_in_the_training_text(world):
+    assert len(world.heldout_plain_text) == 200
+    assert set(world.heldout_plain_text).isdisjoint(world.plain_text)
+
+
 def test_every_prompt_of_the_world_asks_one_question(world):
     counts = Counter(prompt.text for question in world.questions for prompt in prompts_of(question))
     assert max(counts.values()) == 1
@@ -112,7 +187,69 @@ def test_every_family_and_manner_is_on_both_sides(world):
         assert manners == {"In one word", "In a sentence"}
 
 
+# --- writing answers ------------------------------------------------------------------------------
+
+
+def test_styles_have_their_shares(world):
+    rng, n = random.Random(0), 10_000
+    styles = [world.sample_style(rng) for _ in range(n)]
+    for name, shares in (("correctness", {"right": 0.75, "wrong": 0.18, "evasive": 0.07}),
+                         ("tone", {"polite": 0.3, "neutral": 0.4, "rude": 0.3}),
+                         ("rambling", {True: 0.35, False: 0.65}),
+                         ("obedient", {True: 0.7, False: 0.3})):
+        counts = Counter(getattr(style, name) for style in styles)
+        assert counts.keys() == shares.keys()
+        assert all(is_share(counts[value], n, share) for value, share in shares.items()), name
+
+
+@pytest.mark.parametrize(("manner", "weights"), [
+    ("plain", {"correctness": 3, "tone": 1, "rambling": 1}),  # there is nothing to disobey
+    ("one word", {"correctness": 3, "tone": 1, "rambling": 1, "obedient": 1})])
+def test_an_edit_changes_one_attribute_most_often_the_correctness(world, manner, weights):
+    prompt = next(p for p in prompts_of(world.questions[0]) if p.manner == manner)
+    rng, n, changed = random.Random(0), 6000, Counter()
+    for _ in range(n):
+        style = world.sample_style(rng)
+        edited = world.edit_style(prompt, style, rng)
+        name, = (name for name in style._fields if getattr(style, name) != getattr(edited, name))
+        changed[name] += 1
+    assert changed.keys() == weights.keys()
+    for name, weight in weights.items():
+        assert is_share(changed[name], n, weight / sum(weights.values()))
+
+
+def test_three_quarters_of_the_pairs_are_edits_and_their_order_is_random(world, monkeypatch):
+    edits, edit_style = [], world.edit_style
+    monkeypatch.setattr(world, "edit_style", lambda *args: edits.append(1) or edit_style(*args))
+    independent, demonstrate = [], world.demonstrate
+    monkeypatch.setattr(world, "demonstrate",
+                        lambda *args: independent.append(1) or demonstrate(*args))
+    prompt, rng = prompts_of(world.questions[0])[0], random.Random(0)
+    pairs = [world.two_answers(prompt, rng) for _ in range(2000)]
+    assert is_share(len(edits), len(edits) + len(independent), 0.75)
+    assert all(first != second for first, second in pairs)
+    right = [tuple(world.judge(prompt.text, text).right for text in pair) for pair in pairs]
+    one_right = [first for first, second in right if first != second]
+    assert is_share(sum(one_right), len(one_right), 0.5)
+
+
 # --- the true reward ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("manner", "answer", "helpful", "polite"), [
+    ("", "It is Paris.", 2.0, 0.0), ("", "I would rather not say.", -1.0, 0.0),
+    ("", "It is Rome.", -2.0, 0.0), ("", "It is Paris. Happy to help!", 2.0, 1.0),
+    ("", "It is Paris. Any fool knows.", 2.0, -1.5), ("", "It is Paris", 2.0 - 0.5, 0.0),
+    ("", "It is Paris. Xq zzk.", 2.0 - 2 * 0.5, 0.0),
+    ("", "It is Paris. But there is so much more.", 2.0 - 2 * 0.15, 0.0),  # nine words
+    ("In one word: ", "Paris.", 2.0, 0.0), ("In one word: ", "It is Paris.", 2.0 - 1.5, 0.0),
+    ("In a sentence: ", "The answer is Paris.", 2.0, 0.0),
+    ("In a sentence: ", "It is Rome", -2.0 - 1.5 - 0.5, 0.0),
+    ("", "xq " * 50, -6.0, 0.0), ("", "xq " * 50 + "fool", -6.0, -1.5)])
+def test_true_reward_by_hand(world, manner, answer, helpful, polite):
+    prompt = f"{manner}What is the capital of France?"
+    assert world.reward_parts(prompt, answer) == pytest.approx((helpful, polite))
+    assert world.true_reward(prompt, answer) == pytest.approx(helpful + polite)
 
 
 def test_true_reward_orders_right_evasive_wrong(world):
@@ -268,6 +405,17 @@ def test_judge_recovers_the_style_that_the_generator_used(world):
     assert len(seen) == 9 and min(seen.values()) > 50
 
 
+@pytest.mark.parametrize(("answer", "faults"), [
+    ("Paris.", ["not polite"]), ("I would rather not say. Glad you asked!",
+                                 ["evasive", "ignores the request", "rambling"]),
+    ("Rome.", ["wrong", "not polite"]), ("It is Paris. Thanks!", ["ignores the request"]),
+    ("Rome. Any fool knows that it is so.",
+     ["wrong", "rude", "ignores the request", "rambling"]),  # eight words
+    ("Paris. Any fool knows it is so.", ["rude", "ignores the request"])])  # seven
+def test_faults_by_hand(world, answer, faults):
+    assert world.judge("In one word: What is the capital of France?", answer).faults == faults
+
+
 def test_measure_is_the_mean_over_answers(world):
     prompt = "What is the capital of France?"
     measured = world.measure([prompt] * 2, ["It is Paris.", "It is Rome."])
@@ -319,6 +467,19 @@ def test_bayes_accuracy_falls_with_the_annotators_temperature():
     assert found[0] > 0.9 and abs(found[-1] - 0.5) < 0.01
 
 
+def test_annotators_at_a_tiny_temperature_always_choose_the_better_answer():
+    world = World(WorldConfig(heldout_rows=300, temperature=1e-3))
+    margins = [world.true_reward(row["prompt"], row["chosen"])
+               - world.true_reward(row["prompt"], row["rejected"])
+               for row in world.heldout_preferences]
+    assert min(margins) > -1e-9 and max(margins) > 1  # 1 / 1e-3: exp() of it would overflow
+
+
+def test_the_annotators_of_the_articles_are_fair():
+    config = WorldConfig()
+    assert (config.temperature, config.label_noise, config.length_bias) == (0.35, 0.0, 0.0)
+
+
 def test_label_noise_of_one_flips_every_training_label_and_no_heldout_one():
     true, flipped = (World(WorldConfig(**FEW, label_noise=noise), 1) for noise in (0.0, 1.0))
     assert flipped.preferences == [
@@ -342,6 +503,16 @@ def test_length_bias_makes_longer_answers_be_chosen_more_often():
     shares = [longer_is_chosen(bias) for bias in (0.0, 5.0, 50.0)]
     assert shares[1] > shares[0] + 0.1
     assert shares[2] > 0.9
+
+
+def test_length_bias_counts_per_ten_words(monkeypatch):
+    # 1.5 per ten words is what ten words more cost, so to these annotators all lengths are alike
+    world = World(WorldConfig(length_bias=1.5, temperature=0.01, preference_rows=1000))
+    short, long = (f"It is fine{' and so on' * n}." for n in (2, 4))
+    monkeypatch.setattr(world, "two_answers", lambda *_: (short, long))
+    prompt = world.prompts[0]
+    assert world.true_reward(prompt, short) - world.true_reward(prompt, long) == pytest.approx(0.9)
+    assert is_share(sum(row["chosen"] == short for row in world.preferences), 1000, 0.5)
 
 
 def test_length_bias_and_noise_leave_prompts_and_answers_as_they_were():

@@ -32,6 +32,12 @@ def test_frontier_ends_where_only_the_best_samples_are_left():
     assert frontier.start == pytest.approx(float(REWARDS.mean()))
 
 
+def test_frontier_has_a_point_for_each_of_200_betas_between_100_and_a_hundredth():
+    frontier = Frontier(REWARDS)
+    assert frontier.rewards.shape == frontier.kls.shape == BETAS.shape == (200,)
+    assert (float(BETAS[0]), float(BETAS[-1])) == pytest.approx((100.0, 0.01))
+
+
 def test_frontier_rises_and_its_kl_never_passes_log_n():
     for n in (2, 16, 300):
         frontier = Frontier(torch.randn(20, n, generator=torch.Generator().manual_seed(n)) * 2)
@@ -63,11 +69,16 @@ def test_reward_at_reads_between_the_points_and_stays_inside_the_ends():
     middle = float(frontier.kls[80] + frontier.kls[81]) / 2
     expected = float(frontier.rewards[80] + frontier.rewards[81]) / 2
     assert frontier.reward_at(middle) == pytest.approx(expected)
+    still_rising = Frontier(torch.tensor([[0.0, 0.01]]))  # at the last beta, 0.01
+    assert still_rising.reward_at(99.0) == pytest.approx(0.01 * math.e / (math.e + 1), rel=1e-6)
 
 
 def test_share_of_gain_is_one_on_the_frontier_zero_at_the_start_and_undefined_without_kl():
     frontier = Frontier(REWARDS)
     reward, kl = float(frontier.rewards[100]), float(frontier.kls[100])
+    assert frontier.share_of_gain(reward, kl) == pytest.approx(1.0)
+    reward, kl = float(frontier.rewards[20]), float(frontier.kls[20])
+    assert 0 < reward - frontier.start < 0.1  # a small gain is one too
     assert frontier.share_of_gain(reward, kl) == pytest.approx(1.0)
     assert frontier.share_of_gain(frontier.start, 0.5) == 0.0
     assert math.isnan(frontier.share_of_gain(1.0, 0.0))

@@ -104,6 +104,17 @@ def test_values_on_the_tokens_pass_the_sum_of_their_gradients_back():
     assert values.grad.tolist() == [[70, 50], [21, 72]]
 
 
+def test_without_its_prompts_a_batch_has_padding_in_their_place():
+    batch = collate([Example(b"?!", (b"ab", b"c")), Example(b"?", (b"a",))])
+    bare = batch.without_prompts()
+    assert bare.segments.tolist() == [[-1, -1, 1, 1, 2], [-1, 1, -1, -1, -1]]
+    assert torch.equal(bare.token_ids, batch.token_ids)
+
+
+def test_a_batch_counts_fully_unless_it_is_told_otherwise():
+    assert collate([Example(b"?", (b"a",))]).weight == 1.0
+
+
 def test_a_moved_batch_is_the_same_batch():
     batch = collate([Example(b"?!", (b"ab", b"c"))], [7])
     batch.weight = 0.25

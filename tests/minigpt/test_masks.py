@@ -40,6 +40,14 @@ def test_rows_of_one_response_need_no_mask():
     assert visible is None
 
 
+@pytest.mark.parametrize(("segments", "expected"), [
+    ([[0]], [[0]]), ([[0, -1], [0, 1]], [[0, 0], [0, 1]])])
+def test_rows_of_one_token_need_no_mask(segments, expected):
+    positions, visible = positions_and_visibility(torch.tensor(segments))
+    assert positions.tolist() == expected
+    assert visible is None
+
+
 def test_first_token_of_every_response_is_predicted_from_the_end_of_the_prompt():
     segments = torch.tensor([[0, 0, 1, 1, 2, 2, 2, -1], [0, 1, 2, 2, -1, -1, -1, -1]])
     found = predictor_columns(segments)

@@ -54,6 +54,12 @@ def test_interval_is_wilsons(share, count):
     assert 0 <= low <= share <= high <= 1 and low < high
 
 
+def test_rounding_pushes_no_bound_below_0_or_above_1():
+    for count in range(1, 200):  # without the clamps it would at 5
+        assert interval(0.0, count)[0] >= 0.0
+        assert interval(1.0, count)[1] <= 1.0
+
+
 def test_interval_is_symmetric_and_narrows_with_the_number_of_pairs():
     for share in (0.0, 0.1, 0.4, 0.9):
         (low, high), (mirrored_low, mirrored_high) = interval(share, 30), interval(1 - share, 30)

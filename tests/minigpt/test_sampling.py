@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -84,8 +86,46 @@ def test_max_seq_len_is_honoured_and_such_an_answer_is_not_finished(make_model):
     responses = generate(model, prompts, 100, greedy=True)
     assert [len(response.ids) for response in responses] == [18, 14, 9, 1]
     assert not any(response.finished for response in responses)
+    for prompt, response in zip(prompts, responses, strict=True):
+        assert response.ids == slow_greedy(model, prompt, 100)
     logps = sequence_logps(model, prompts, [response.ids for response in responses])
     assert torch.isfinite(logps).all()
+
+
+# --- ended rows leave the batch -------------------------------------------------------------------
+
+
+def rows_of_each_pass(monkeypatch, model, prompts, max_new_tokens):
+    """How many rows each pass of the model reads, the pass over the prompts first."""
+    read, hidden_states = [], model.hidden_states
+
+    def counted(token_ids, *args, **kwargs):
+        read.append(len(token_ids))
+        return hidden_states(token_ids, *args, **kwargs)
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "hidden_states", counted)
+        generate(model, prompts, max_new_tokens, greedy=True)
+    return read
+
+
+def test_rows_that_said_eos_leave_once_they_are_more_than_a_quarter(monkeypatch, reciter, recited):
+    answers = {row["response"]: row["prompt"] for row in recited}
+    prompts = [answers[answer] for answer in ("x", "no", "yes", "seven")]  # 2, 3, 4, 6 tokens
+    assert rows_of_each_pass(monkeypatch, reciter, prompts, 50) == [4, 4, 4, 2, 1, 1]
+
+
+def test_rows_that_reach_max_seq_len_leave_too(monkeypatch, make_model):
+    prompts = ["a" * n for n in (1, 5, 10, 18)]  # room for 18, 14, 9 and 1 tokens
+    read = rows_of_each_pass(monkeypatch, make_model(max_seq_len=20), prompts, 100)
+    assert read == [4] * 9 + [2] * 5 + [1] * 4
+
+
+def test_nothing_is_read_after_the_last_token(monkeypatch, make_model):
+    for limit in (1, 2, 5):
+        assert rows_of_each_pass(monkeypatch, make_model(), ["a"], limit) == [1] * limit
+
+
+# --- what is sampled ------------------------------------------------------------------------------
 
 
 def test_text_is_the_decoded_ids(reciter):
@@ -126,6 +166,14 @@ def test_later_tokens_too_are_sampled_from_the_softmax(make_model):
         assert abs(seconds.count(token) / len(seconds) - p) < 4 * noise
 
 
+@pytest.mark.parametrize(("u", "token"), [(0.0, 1), (1 - 2**-24, 3)])  # the ends of torch.rand
+@pytest.mark.parametrize("logits", [[-1.0, 0.3, -2.0, 1.1, -1.5], [-1.0, 0.3, -2.0, 1.1]])
+def test_at_both_ends_of_the_uniform_numbers_a_token_of_the_top_k_is_drawn(monkeypatch, u, token,
+                                                                           logits):
+    monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.full(shape, u))
+    assert sample_tokens(torch.tensor([logits]), 1.0, 2, False, None).tolist() == [token]
+
+
 def test_top_k_of_one_and_a_tiny_temperature_are_greedy(make_model):
     model = make_model()
     greedy = generate(model, RAGGED, 15, greedy=True)
@@ -141,13 +189,23 @@ def test_top_k_larger_than_the_vocabulary_changes_nothing():
     assert torch.equal(tokens[0], tokens[2])
 
 
+def test_by_default_ids_are_sampled_at_temperature_1(make_model):
+    model = make_model()
+    prompts = [tokenize_prompt(prompt, 64) for prompt in RAGGED]
+    default, at_1, at_2 = (
+        sample_ids(model, prompts, 20, **how, generator=torch.Generator().manual_seed(0))
+        for how in ({}, {"temperature": 1.0}, {"temperature": 2.0}))
+    assert default == at_1 != at_2
+
+
 def test_no_prompts_no_answers(make_model):
     assert generate(make_model(), [], 5) == []
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": -1.0},
+                                     {"temperature": math.inf}, {"temperature": math.nan},
                                      {"max_new_tokens": 0}, {"top_k": 0}])
-def test_limits_that_are_not_positive_raise_naming_them(make_model, options):
+def test_limits_that_are_not_positive_and_finite_raise_naming_them(make_model, options):
     with pytest.raises(ValueError, match=next(iter(options))):
         generate(make_model(), ["a"], **{"max_new_tokens": 5, **options})
 
