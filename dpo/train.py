@@ -88,7 +88,7 @@ def dpo_train(policy: MiniGPT, reference: MiniGPT | None, rows: Sequence[Mapping
     loss_on_pairs = loss if callable(loss) else LOSSES[loss]
     given = HYPERPARAMETERS if name else (*options, *["beta"] * (beta is not None))
     asked = parameters_of(loss_on_pairs, given)
-    check_used(config, asked)
+    check_used(config, asked, name_of(loss))
     policy, reference = checked_models(policy, reference, needs_reference(loss))
     examples = preference_examples(rows, policy.max_seq_len)
     batches = Batches(examples, config.batch_size * world_size(), config.seed)
@@ -150,12 +150,12 @@ def needs_reference(loss: str | Callable[..., Result]) -> bool:
     return any(name.startswith("ref_") for name in parameters)
 
 
-def check_used(config: DPOConfig, asked: Sequence[str]) -> None:
+def check_used(config: DPOConfig, asked: Sequence[str], loss: str | None = None) -> None:
     """Raises UserError if a setting was changed that the loss does not ask for."""
     for name in (*HYPERPARAMETERS[1:], *KTO_WEIGHTS):  # beta has a recipe for --data
         if name not in asked and getattr(config, name) != getattr(DPOConfig, name):
             raise UserError(f"{name}={getattr(config, name)} would change nothing: the loss "
-                            f"{config.loss} does not use it")
+                            f"{loss or config.loss} does not use it")
 
 
 def checked(result: Any) -> Result:

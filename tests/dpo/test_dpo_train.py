@@ -302,6 +302,15 @@ def test_a_setting_that_the_loss_does_not_use_is_refused(make_model, copy_of, ma
         dpo_train(copy_of(make_model()), make_model(), make_pairs(3), loss=loss, **{setting: value})
 
 
+def test_a_setting_that_a_loss_of_ones_own_does_not_use_is_refused_with_its_name(make_model,
+                                                                                 make_pairs):
+    def mine(policy_chosen_logps):
+        raise AssertionError
+
+    with pytest.raises(ValueError, match=r"lam=3\.0 would .* the loss .*mine does not use"):
+        dpo_train(make_model(), None, make_pairs(3), loss=mine, lam=3.0)
+
+
 def test_a_loss_that_asks_for_what_nothing_offers_is_told_what_there_is(make_model, make_pairs):
     def colourful(policy_chosen_logps, colour):
         raise AssertionError
