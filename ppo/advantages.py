@@ -89,8 +89,11 @@ def centred(scores: Tensor) -> Tensor:
 
 
 def flat_groups(scores: Tensor) -> Tensor:
-    """(P,), True where all k scores of a group are equal, so that it teaches nothing."""
-    return scores.amax(1) == scores.amin(1)
+    """(P,), True where all k scores of a group are equal, so that it teaches nothing.
+
+    Up to rounding: equal responses in other columns of a row score a little differently.
+    """
+    return torch.isclose(scores.amax(1), scores.amin(1), rtol=1e-5, atol=1e-6)
 
 
 def whiten(x: Tensor, mask: Tensor) -> Tensor:

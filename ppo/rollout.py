@@ -120,7 +120,7 @@ def token_rewards(scores: Tensor, kl: Tensor, kl_coeff: float, last: Tensor) -> 
     Args: scores (B, k), kl (B, T), last (B, k), the column of each response's last token.
     Returns: (B, T).
     """
-    return (-kl_coeff * kl).scatter_add(1, last, scores)
+    return (-kl_coeff * kl).scatter_add(1, last, scores.to(kl.dtype))
 
 
 @dataclass
