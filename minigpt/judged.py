@@ -5,6 +5,7 @@ says which are better.  Answers that did not end, or are empty, are left out: th
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -105,6 +106,10 @@ def scores_of(judge: Judge, prompts: Sequence[str], texts: Sequence[list[str]]) 
     scores = [float(score) for score in judge(asked, answers)]
     if len(scores) != len(answers):
         raise ValueError(f"the judge gave {len(scores)} scores for {len(answers)} answers")
+    for prompt, text, score in zip(asked, answers, scores, strict=True):
+        if not math.isfinite(score):  # it would turn preferences round
+            raise ValueError(f"the judge gave {score} for the prompt {prompt!r} and the answer "
+                             f"{text!r}, which is not a finite number")
     return scores
 
 

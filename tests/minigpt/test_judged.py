@@ -143,6 +143,13 @@ def test_a_judge_that_gives_another_number_of_scores_is_refused(said, count):
                       8, seed=0)
 
 
+def test_a_score_that_is_not_finite_is_refused_with_its_answer(said):
+    said("a", "b", "c")
+    with pytest.raises(ValueError, match="gave nan for the prompt 'p' and the answer 'b'"):
+        sample_judged(None, ["p"], lambda prompts, texts: [1.0, float("nan"), 0.0],
+                      settings(round_prompts=1), 8, seed=0)
+
+
 def test_where_no_answer_can_be_learned_from_no_judge_is_asked(said):
     said(None, "", None)
     found, _ = sample_judged(None, ["p"], None, settings(round_prompts=1), 8, seed=0)
