@@ -2,7 +2,8 @@
 
 Runs the scripts of each lesson as notebooks, saves these with their outputs (lesson.ipynb,
 solutions.ipynb), and fills numbers, tables, figures and code excerpts into the articles.  `--text`
-only fills the articles, from saved results; `--site` only builds lessons/site/ from the articles.
+only fills the articles, from saved results; `--site` only builds lessons/site/ from the articles;
+`--models` only trains the models in lessons/models/.
 """
 
 import argparse
@@ -45,8 +46,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--text", action="store_true",
                         help="run nothing; fill the articles from saved results")
     parser.add_argument("--site", action="store_true", help="run nothing; build lessons/site/")
+    parser.add_argument("--models", action="store_true",
+                        help="run no lesson; train the models that ship with the lessons")
     options = parser.parse_args(argv)
     chosen = [find(number) for number in options.lesson] or names()
+    if options.models:
+        from lessons.models import build_models
+
+        build_models()
+        return
     if options.site:
         from lessons.page import build_site
 

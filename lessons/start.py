@@ -1,6 +1,7 @@
 """Where most lessons start: eight facts of the little world, and small models that learned them.
 
-    start = starting_point(seed=0)  # a minute the first time, then read from runs/lessons/
+    start = starting_point()        # the models in lessons/models/; of other seeds they are
+                                    # trained, a minute the first time, and kept in runs/lessons/
     policy = start.fresh_policy()   # a copy of start.sft
     dpo_train(policy, start.sft, start.world.preferences, **DPO)
     start.measure(policy)["true_reward"]
@@ -9,7 +10,7 @@
 import copy
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -34,6 +35,7 @@ from reward.train import RewardConfig
 from sft.start import plain_text_rows, train_sft_model
 from sft.train import SFTConfig, sft_train
 
+MODELS = LESSONS / "models"
 SIZE = {"embed_dim": 64, "num_heads": 4, "num_layers": 3, "ff_dim": 256}
 WORLD = recipe("lesson", WorldConfig)
 QUICK_WORLD = {"facts": 8, "plain_rows": 160, "sft_rows": 160, "preference_rows": 96,
@@ -78,7 +80,7 @@ class Start:
 
 
 def starting_point(seed: int = 0, quick: bool = False, **world_options: Any) -> Start:
-    """The models for this seed and this world, trained now or read from an earlier time.
+    """The models for this seed and this world: shipped, kept from an earlier time, or trained now.
 
     quick: hardly trained.  world_options: fields of `data.world.WorldConfig`, such as length_bias;
     those that only change the preferences leave base and SFT model as they are.
@@ -87,12 +89,21 @@ def starting_point(seed: int = 0, quick: bool = False, **world_options: Any) -> 
     task = load_task(RowsConfig(), config, seed)
     world = task.world
     assert world is not None  # RowsConfig() names no file
-    base = kept(lambda: train_base(world, seed), "base", world.plain_text, SIZE, BASE, seed)
+    parts = made_from(world, seed)
+    base = kept(lambda: train_base(world, seed), "base", *parts["base"])
     sft = kept(lambda: train_sft_model(base, task, SFTConfig(seed=seed, **SFT))[0], "sft",
-               world.sft_rows, world.plain_text, SIZE, BASE, SFT, seed)
-    reward = kept(lambda: train_reward(sft, world, seed), "reward", world.preferences,
-                  world.sft_rows, SIZE, SFT, REWARD, seed)
+               *parts["sft"])
+    reward = kept(lambda: train_reward(sft, world, seed), "reward", *parts["reward"])
     return Start(world, seed, base, sft, reward)
+
+
+def made_from(world: World, seed: int) -> dict[str, list[Any]]:
+    """What each model is made from: where one of these changes, it has to be trained anew."""
+    base = [world.plain_text, SIZE, BASE, seed]
+    sft = [*base, world.sft_rows, SFT]
+    reward = [*sft, world.preferences, REWARD]
+    return {"base": base, "sft": sft, "reward": reward, "dpo": [*sft, world.preferences, DPO],
+            "ppo": [*reward, PPO]}
 
 
 @cache
@@ -103,14 +114,31 @@ def library() -> list[str]:
 
 
 def kept(train: Callable[[], nn.Module], name: str, *made_from: Any) -> Any:
-    """The model that `train` returns, kept on disk for when all it is made from is the same."""
-    key = hashlib.sha256(json.dumps([library(), made_from]).encode()).hexdigest()[:12]
-    path = RUNS / "start" / f"{name}-{key}.pt"
+    """The model that `train` returns, or one that ships or was kept, made from the same.
+
+    A shipped model outlives changes of the library: tests hold it to the library by what it does.
+    """
+    key = key_of(made_from)
+    if shipped().get(name, {}).get("made_from") == key:
+        return load_checkpoint(MODELS / f"{name}.pt")
+    path = RUNS / "start" / f"{name}-{key_of((library(), key))}.pt"
     if not path.exists():
         print(f"training the {name} model to start from ...", flush=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_checkpoint(train(), path)
     return load_checkpoint(path)
+
+
+def key_of(made_from: Sequence[Any]) -> str:
+    """A hash of what a model is made from: rows, settings, seeds."""
+    return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:12]
+
+
+@cache
+def shipped() -> dict[str, dict[str, Any]]:
+    """What lessons/models/models.json says of each model there (lessons/models.py)."""
+    path = MODELS / "models.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def train_base(world: World, seed: int) -> MiniGPT:
