@@ -8,6 +8,7 @@ one folder per method; with --seeds 3 all of this once per seed, and a report ov
 
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -52,17 +53,21 @@ class CompareConfig(Settings):
     sweep: bool = option(False, "also train DPO at four other values of beta, and plot them")
     resume: bool = option(False, "continue the run in --out")
     overwrite: bool = option(False, "replace the run in --out")
-    samples: int = option(8, "responses sampled for each held-out prompt", at_least=1)
-    pool: int = option(192, "SFT responses sampled for each held-out prompt, for the limit and for "
+    samples: int = option(32, "responses sampled for each held-out prompt", at_least=1)
+    pool: int = option(128, "SFT responses sampled for each held-out prompt, for the limit and for "
                             "best-of-n", at_least=1)
     best_of: int = option(16, "n of best-of-n", at_least=1)
     max_new_tokens: int = option(96, "longest response", at_least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pool < self.best_of * self.samples:
-            raise UserError(f"--pool {self.pool} is too small: {self.samples} times the best of "
-                            f"{self.best_of} needs {self.samples * self.best_of}")
+        if self.pool < self.best_of:
+            raise UserError(f"--pool {self.pool} is too small for the best of {self.best_of}")
+
+    @property
+    def best_samples(self) -> int:
+        """The answers to each prompt that best-of-n can choose from the pool."""
+        return self.pool // self.best_of
 
 
 @dataclass
@@ -81,17 +86,17 @@ class Answers:
 
 
 def best_of_n(pool: Answers, reward: RewardModel, config: CompareConfig) -> Answers:
-    """`samples` answers to each prompt, each the one of n pool answers with the highest score.
+    """Of every n answers of the pool, the one with the highest score; none is used twice.
 
-    pool: config.pool answers to each prompt, grouped by prompt; none is used twice.
+    pool: config.pool answers to each prompt, grouped by prompt.
     """
-    n, size, samples = config.best_of, config.pool, config.samples
-    indices = [start + i for start in range(0, len(pool.prompts), size) for i in range(samples * n)]
+    n, used = config.best_of, config.best_samples * config.best_of
+    indices = [start + i for start in range(0, len(pool.prompts), config.pool) for i in range(used)]
     scores = score(reward, [pool.prompts[i] for i in indices],
                    [pool.responses[i].ids for i in indices])
     winners = scores.view(-1, n).argmax(1).tolist()
     chosen = [indices[group * n + winner] for group, winner in enumerate(winners)]
-    kl = mean(best_of_n_kl(of_prompt, n) for of_prompt in scores.view(-1, samples * n))
+    kl = mean(best_of_n_kl(of_prompt, n) for of_prompt in scores.view(-1, used))
     return Answers(f"best of {n}", [pool.prompts[i] for i in chosen],
                    [pool.responses[i] for i in chosen], {"kl_nats_per_response": kl})
 
@@ -111,6 +116,17 @@ def sample_pool(policy: MiniGPT, task: Task, config: CompareConfig) -> Answers:
         pool.responses += generate(policy, [prompt] * config.pool, config.max_new_tokens,
                                    seed=seed_of(config.seed, "pool", index))
     return pool
+
+
+def thinned(row: Answers, count: int) -> list[Response]:
+    """The first `count` responses to each prompt: diversity compares only between equally many."""
+    seen: Counter[str] = Counter()
+    kept = []
+    for prompt, response in zip(row.prompts, row.responses, strict=True):
+        seen[prompt] += 1
+        if seen[prompt] <= count:
+            kept.append(response)
+    return kept
 
 
 def win_rate(answers: Answers, baseline: Answers) -> float:
@@ -151,7 +167,7 @@ def measure(task: Task, methods: Mapping[str, Method], models: Mapping[str, Any]
             row.figures |= kl_to_reference(policy, reference, row.prompts, row.responses)
         scores = score(reward, row.prompts, [response.ids for response in row.responses])
         row.figures["proxy_reward"] = float(scores.mean())
-        row.figures |= text_measures(row.responses)
+        row.figures |= text_measures(thinned(row, config.best_samples))
     if task.world is None:
         return rows, None
     frontier = Frontier(torch.tensor(true_rewards(task, pool)).view(-1, config.pool))
@@ -188,7 +204,7 @@ def compare(config: CompareConfig, rows_config: RowsConfig,
     task = load_task(rows_config, world_config, config.seed)
     methods = chosen_methods(config.methods)
     shared = {name: getattr(config, name) for name in (
-        "seed", "device", "samples", "max_new_tokens", "quick", "resume", "overwrite")}
+        "seed", "device", "max_new_tokens", "quick", "resume", "overwrite")}
     flags = as_flags({**shared, **vars(rows_config), **vars(world_config)})
     if config.sweep and "dpo" in methods:
         methods["dpo"] = methods["dpo"]._replace(flags=("--sweep",))

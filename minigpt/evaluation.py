@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from minigpt.batching import Batch, Batches
-from minigpt.examples import check_texts, tokenize_example
+from minigpt.examples import check_texts, tokenize_responses
 from minigpt.kl import exact_kl, kl_k1
 from minigpt.logprobs import logps_of, map_examples, place, response_logits
 from minigpt.model import MiniGPT
@@ -89,8 +89,8 @@ def kl_to_reference(policy: MiniGPT, reference: MiniGPT, prompts: Sequence[str],
     """
     check_texts("prompts", prompts)
     policy, reference = unwrapped(policy), unwrapped(reference)
-    examples = [tokenize_example(prompt, [response.ids], policy.max_seq_len)
-                for prompt, response in zip(prompts, responses, strict=True)]
+    examples = tokenize_responses(prompts, [response.ids for response in responses],
+                                  policy.max_seq_len)
 
     def both(batch: Batch) -> Tensor:
         mask = batch.response_mask
@@ -98,7 +98,8 @@ def kl_to_reference(policy: MiniGPT, reference: MiniGPT, prompts: Sequence[str],
         logits, ref_logits = (response_logits(model, batch) for model in (policy, reference))
         sampled = kl_k1(logps_of(logits, tokens), logps_of(ref_logits, tokens))
         exact = exact_kl(logits, ref_logits)
-        return torch.stack([place(kl, mask).sum(1) for kl in (sampled, exact)], 1)
+        return torch.stack([batch.response_sums(place(kl, mask)).mean(1)  # over the row's responses
+                            for kl in (sampled, exact)], 1)
 
     means = map_examples(both, Batches(examples, 128), policy.device).mean(0)
     sampled, exact = means.tolist()

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from minigpt.errors import UserError
 from minigpt.tokenizer import EOS, SEP, encode
 
+MOST_RESPONSES = 8  # in one row; in longer rows attention costs more than the prompt did
 Text = str | list[int]  # a response: its text, or the ids that a model generated
 
 
@@ -63,6 +64,24 @@ def tokenize_example(prompt: str, responses: Sequence[Text], max_seq_len: int) -
     ids = [[*encode(r), EOS] if isinstance(r, str) else list(r) for r in responses]
     return Example(bytes(prompt_ids), tuple(bytes(i[:room]) for i in ids),
                    is_truncated=any(len(i) > room for i in ids))
+
+
+def tokenize_responses(prompts: Sequence[str], responses: Sequence[Text],
+                       max_seq_len: int) -> list[Example]:
+    """One response to each prompt -> examples, which together hold the responses in their order.
+
+    Where every k responses in a row answer the same prompt, as samples do, they share an example,
+    so that the prompt is read once for them.  A response that has to be truncated is one that its
+    example names, so then there is an example for each.
+    """
+    pairs = list(zip(prompts, responses, strict=True))
+    k = max(k for k in range(1, MOST_RESPONSES + 1) if len(pairs) % k == 0
+            and all(len(set(prompts[i:i + k])) == 1 for i in range(0, len(pairs), k)))
+    examples = [tokenize_example(pairs[i][0], [response for _, response in pairs[i:i + k]],
+                                 max_seq_len) for i in range(0, len(pairs), k)]
+    if k > 1 and any(example.is_truncated for example in examples):
+        return [tokenize_example(prompt, [response], max_seq_len) for prompt, response in pairs]
+    return examples
 
 
 def tokenize_examples(rows: Sequence[tuple[str, Sequence[Text]]],

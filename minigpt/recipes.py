@@ -57,7 +57,7 @@ RECIPES = {
                         "heldout_rows": 300},
         "CommandConfig": {"samples": 4, "max_new_tokens": 64},
         "OnlineConfig": {"round_prompts": 64}, "RejectionConfig": {"round_prompts": 64},
-        "CompareConfig": {"pool": 128, "samples": 8, "max_new_tokens": 64},
+        "CompareConfig": {"max_new_tokens": 64},
         "PPOConfig": {"num_episodes": 7, "batch_size": 64, "minibatch_size": 32, "lr": 1e-4},
         "DPOConfig": {"lr": 3e-5, "batch_size": 8},
     }),

@@ -8,7 +8,7 @@ from data.examples import measured_examples, with_exact_ties
 from data.preferences import Record
 from data.world import World
 from minigpt.batching import Batches
-from minigpt.examples import Text, check_texts, print_row_count, tokenize_example
+from minigpt.examples import Text, check_texts, print_row_count, tokenize_responses
 from minigpt.logprobs import map_examples
 from minigpt.metrics import preference_accuracy
 from reward.combine import AnyReward, Ensemble, Reward, as_reward
@@ -26,13 +26,12 @@ def score(reward: AnyReward, prompts: Sequence[str], responses: Sequence[Text],
     model = as_reward(reward)
     check_texts("prompts", prompts)
     check_texts("responses", responses)
-    examples = [tokenize_example(prompt, [response], model.max_seq_len)
-                for prompt, response in zip(prompts, responses, strict=True)]
+    examples = tokenize_responses(prompts, responses, model.max_seq_len)
     truncated = [index for index, example in enumerate(examples) if example.is_truncated]
     print_row_count("truncated a response in", truncated, len(examples), model.max_seq_len)
     if not examples:
         raise ValueError("prompts is empty: there is nothing to score")
-    return rewards_of_examples(model, Batches(examples, batch_size))[:, 0]
+    return rewards_of_examples(model, Batches(examples, batch_size)).flatten()
 
 
 def reward_margins(reward: AnyReward, rows: Sequence[Mapping]) -> Tensor:

@@ -1,6 +1,7 @@
 """What the tests share: small models, easy rows, one little world, a way to stop a run halfway."""
 
 import copy
+import os
 import random
 import signal
 
@@ -18,7 +19,13 @@ SMALL = {"embed_dim": 32, "num_heads": 2, "num_layers": 2, "max_seq_len": 64, "f
 # Not tests, and some need packages that only a benchmark needs.
 collect_ignore_glob = ["benchmarks/[!t_]*.py", "mutations.py", "minigpt/small_run.py"]
 
+os.environ["OMP_NUM_THREADS"] = "1"  # also of the processes that tests start: they share two cores
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest test comes first, so that no core waits for it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_compare.py")
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import lessons.compare
-from lessons.compare import Answers, CompareConfig, add_costs, best_of_n
+from lessons.compare import Answers, CompareConfig, add_costs, best_of_n, thinned
 from lessons.limit import best_of_n_kl
 from lessons.methods import METHODS
 from minigpt.errors import UserError
@@ -99,9 +99,9 @@ def test_each_seed_is_compared_in_a_folder_of_its_own_and_reported_with_advice(t
 
 
 def test_a_pool_must_be_large_enough():
-    with pytest.raises(UserError, match="--pool 31 is too small: 2 times the best of 16 needs 32"):
-        CompareConfig(pool=31, samples=2)
-    CompareConfig(pool=32, samples=2)
+    with pytest.raises(UserError, match="--pool 15 is too small for the best of 16"):
+        CompareConfig(pool=15)
+    assert CompareConfig(pool=16).best_samples == 1 and CompareConfig(pool=47).best_samples == 2
 
 
 def test_costs_are_those_of_the_methods_own_commands():
@@ -129,8 +129,10 @@ def test_best_of_n_takes_the_best_of_each_n_and_uses_no_answer_twice():
     def reward(prompts, responses):
         return [scores[int(text)] for text in responses]
 
-    best = best_of_n(pool, reward, CompareConfig(pool=5, best_of=2, samples=2))
+    best = best_of_n(pool, reward, CompareConfig(pool=5, best_of=2))
     assert (best.name, best.prompts, best.texts) == ("best of 2", list("aabb"),
                                                      ["0", "3", "5", "8"])
+    assert thinned(best, 1) == [best.responses[0], best.responses[2]]
+    assert thinned(best, 3) == best.responses
     kl = mean(best_of_n_kl(torch.tensor(scores[start:start + 4]), 2) for start in (0, 5))
     assert best.figures == {"kl_nats_per_response": pytest.approx(kl)}

@@ -1,7 +1,16 @@
 import pytest
+import torch
 
-from minigpt import EOS, SEP
-from minigpt.examples import NoRoomError, tokenize_example, tokenize_examples, tokenize_prompt
+from minigpt import EOS, SEP, generate
+from minigpt.evaluation import kl_to_reference
+from minigpt.examples import (
+    NoRoomError,
+    tokenize_example,
+    tokenize_examples,
+    tokenize_prompt,
+    tokenize_responses,
+)
+from reward.evaluate import score
 
 
 def one_response_examples(texts, max_seq_len=64):
@@ -76,3 +85,33 @@ def test_a_pair_is_dropped_whole_and_counts_as_one(capsys):
 def test_no_rows_to_train_on_raises(rows, message):
     with pytest.raises(ValueError, match=message):
         tokenize_examples(rows, 16)
+
+
+def test_responses_to_one_prompt_share_an_example_where_all_are_equally_many():
+    prompts = ["a", "a", "a", "a", "b", "b"]
+    texts = ["one", "two", "three", "four", "five", "six"]
+    shared = tokenize_responses(prompts, texts, 64)
+    assert [len(example.responses) for example in shared] == [2, 2, 2]  # not 4 and 2
+    assert shared == [tokenize_example(prompts[i], texts[i:i + 2], 64) for i in (0, 2, 4)]
+    alone = [tokenize_example(prompt, [text], 64)
+             for prompt, text in zip(prompts, texts, strict=True)]
+    for odd in (["a", "b", "a", "b", "a", "b"], ["a", "a", "a", "a", "a", "b"]):
+        assert all(len(example.responses) == 1 for example in tokenize_responses(odd, texts, 64))
+    long = [*texts[:5], "6" * 100]  # truncated, and so named by an example of its own
+    assert tokenize_responses(prompts, long, 64)[:5] == alone[:5]
+    assert [e.is_truncated for e in tokenize_responses(prompts, long, 64)] == [False] * 5 + [True]
+    assert [len(e.responses) for e in tokenize_responses(["a"] * 32, ["x"] * 32, 64)] == [8] * 4
+    assert tokenize_responses([], [], 64) == []
+
+
+def test_a_shared_prompt_changes_no_measure(make_model, make_reward):
+    policy, reference, reward = make_model(0), make_model(1), make_reward(2)
+    prompts = [prompt for prompt in ("Capital of Japan?", "1 + 1?", "") for _ in range(4)]
+    responses = generate(policy, prompts, 12, seed=0)
+    order = [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]  # nobody shares
+    apart = [prompts[i] for i in order], [responses[i] for i in order]
+    scores = score(reward, prompts, [response.ids for response in responses])
+    torch.testing.assert_close(scores[order], score(reward, apart[0], [r.ids for r in apart[1]]),
+                               rtol=1e-5, atol=1e-5)
+    assert kl_to_reference(policy, reference, prompts, responses) == pytest.approx(
+        kl_to_reference(policy, reference, *apart), rel=1e-5)
