@@ -19,7 +19,7 @@ def option(default: Any, help: str, choices: tuple | None = None, *, at_least: f
     """A dataclass field that is also a command-line option with this help text.
 
     choices, at_least, above, at_most, below: the values that it may have.
-    positional: for a list whose values stand on the command line without a flag.
+    positional: its value (of a list: its values) stands on the command line without a flag.
     """
     return field(default=default, metadata={"help": help, "choices": choices, "at_least": at_least,
                                             "above": above, "at_most": at_most, "below": below,
@@ -144,7 +144,7 @@ def _parser(description: str, configs: Sequence[type]) -> argparse.ArgumentParse
             default = setting.default if setting.default is not MISSING else None
             kind = _argument(hints[setting.name], default, setting.metadata["choices"])
             if setting.metadata["positional"]:
-                flag, kind = setting.name, kind | {"nargs": "*"}
+                flag, kind = setting.name, kind | {"nargs": "*" if "nargs" in kind else "?"}
             group.add_argument(flag, default=default, help=setting.metadata["help"], **kind)
     return parser
 

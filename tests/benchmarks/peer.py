@@ -16,35 +16,16 @@ os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "1024"
 
 import torch
 from datasets import Dataset
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    GPT2Config,
-    GPT2ForSequenceClassification,
-    GPT2LMHeadModel,
-    PreTrainedTokenizerFast,
-)
-from transformers.convert_slow_tokenizer import bytes_to_unicode
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
-from minigpt.tokenizer import EOS, PAD
+from minigpt import EOS, PAD, MiniGPT
+from minigpt.export import byte_tokenizer, gpt2_config
 from tests.benchmarks.common import EPISODES, GENERATED, ROWS, Work, benchmark_rows, time_one_stage
 
 
-def byte_tokenizer(padding_side: str) -> PreTrainedTokenizerFast:
-    """One token a byte, with our ids; special tokens take those of bytes that no text contains."""
-    vocabulary = {letter: byte for byte, letter in bytes_to_unicode().items()
-                  if byte not in (EOS, PAD)}
-    vocabulary |= {"<eos>": EOS, "<pad>": PAD}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>",
-                                   bos_token="<eos>", padding_side=padding_side)
-
-
 def gpt2(**more) -> GPT2Config:
-    return GPT2Config(vocab_size=256, n_positions=256, n_embd=128, n_layer=4, n_head=4, n_inner=512,
-                      resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, bos_token_id=EOS, eos_token_id=EOS,
-                      pad_token_id=PAD, **more)
+    """Of MiniGPT's size, with GPT-2's own activation."""
+    return gpt2_config(MiniGPT(max_seq_len=256).settings, activation_function="gelu_new", **more)
 
 
 def scorer() -> GPT2ForSequenceClassification:
@@ -64,7 +45,8 @@ def work_of(stage: str, data: str | None, bf16: bool) -> tuple[Work, int]:
     twin.load_state_dict(model.state_dict())
     if stage == "generate":
         return generate_thrice(model.eval()), GENERATED
-    tokenizer = byte_tokenizer("left" if stage == "ppo" else "right")
+    tokenizer = byte_tokenizer(256)
+    tokenizer.padding_side = "left" if stage == "ppo" else "right"
     once = {**training_arguments(bf16), "num_train_epochs": 1, "logging_steps": 8,
             "max_length": 256}
     pairs = [{**row, "prompt": row["prompt"] + "\n"} for row in rows]

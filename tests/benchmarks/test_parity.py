@@ -9,18 +9,19 @@ import torch
 pytest.importorskip("trl")
 
 from datasets import Dataset
-from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel
+from transformers import GPT2ForSequenceClassification
 
 from dpo import dpo_loss
 from minigpt import MiniGPT
 from minigpt.batching import collate
 from minigpt.examples import Example
+from minigpt.export import as_gpt2, byte_tokenizer, gpt2_config, gpt2_weights
 from minigpt.logprobs import response_logps, token_logps
 from minigpt.tokenizer import EOS
 from reward import RewardModel, bradley_terry_loss
 from sft import sft_loss
 from tests.benchmarks.common import benchmark_rows
-from tests.benchmarks.peer import byte_tokenizer, gpt2, training_arguments
+from tests.benchmarks.peer import training_arguments
 
 ROWS = [{**row, "prompt": row["prompt"] + "\n"} for row in benchmark_rows(None, 16)]
 
@@ -32,37 +33,13 @@ def batch_of(*columns):
                     for row in ROWS])
 
 
-def copied(ours, theirs):
-    """A GPT-2 with the weights of a MiniGPT."""
-    with torch.no_grad():
-        pairs = [(theirs.wte.weight, ours.token_embedding.weight),
-                 (theirs.wpe.weight, ours.position_embedding.weight)]
-        norms = [(theirs.ln_f, ours.final_norm)]
-        for block, h in zip(ours.blocks, theirs.h, strict=True):
-            norms += [(h.ln_1, block.attention_norm), (h.ln_2, block.ff_norm)]
-            pairs += [(h.attn.c_attn.weight, block.attention.qkv.weight.T),
-                      (h.attn.c_proj.weight, block.attention.out.weight.T),
-                      (h.mlp.c_fc.weight, block.ff_in.weight.T),
-                      (h.mlp.c_proj.weight, block.ff_out.weight.T),
-                      (h.mlp.c_fc.bias, block.ff_in.bias),
-                      (h.mlp.c_proj.bias, block.ff_out.bias)]
-            h.attn.c_attn.bias.zero_()
-            h.attn.c_proj.bias.zero_()
-        for their_norm, our_norm in norms:
-            pairs += [(their_norm.weight, our_norm.weight), (their_norm.bias, our_norm.bias)]
-        for their_weight, our_weight in pairs:
-            their_weight.copy_(our_weight)
-
-
 def language_models(seed):
     """The same model twice, with weights that are far from uniform."""
     torch.manual_seed(seed)
     ours = MiniGPT(max_seq_len=256)
-    theirs = GPT2LMHeadModel(gpt2(activation_function="gelu"))
     for parameter in ours.parameters():
         parameter.data.mul_(3 if parameter.dim() == 2 else 1)
-    copied(ours, theirs.transformer)
-    return ours.eval(), theirs.eval()
+    return ours.eval(), as_gpt2(ours)
 
 
 def evaluated(trainer_class, config_class, model, rows, **more):
@@ -71,7 +48,7 @@ def evaluated(trainer_class, config_class, model, rows, **more):
                 "per_device_eval_batch_size": len(rows), **more.pop("settings", {})}
     data = Dataset.from_list(rows)
     trainer = trainer_class(model=model, args=config_class(**settings), train_dataset=data,
-                            eval_dataset=data, processing_class=byte_tokenizer("right"), **more)
+                            eval_dataset=data, processing_class=byte_tokenizer(256), **more)
     return trainer.evaluate()
 
 
@@ -91,8 +68,8 @@ def test_reward_model():
 
     torch.manual_seed(0)
     ours = RewardModel(max_seq_len=256)
-    theirs = GPT2ForSequenceClassification(gpt2(num_labels=1, activation_function="gelu"))
-    copied(ours.trunk, theirs.transformer)
+    theirs = GPT2ForSequenceClassification(gpt2_config(ours.trunk.settings, num_labels=1))
+    theirs.transformer.load_state_dict(gpt2_weights(ours.trunk))
     with torch.no_grad():
         theirs.score.weight.copy_(ours.head.weight)
     rewards = ours.rewards(batch_of("chosen", "rejected"))
