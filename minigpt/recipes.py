@@ -59,6 +59,7 @@ RECIPES = {
         "OnlineConfig": {"round_prompts": 64}, "RejectionConfig": {"round_prompts": 64},
         "CompareConfig": {"max_new_tokens": 64},
         "PPOConfig": {"num_episodes": 7, "batch_size": 64, "minibatch_size": 32, "lr": 1e-4},
+        "RewardConfig": {"lr": 2e-4, "batch_size": 8},
         "DPOConfig": {"lr": 3e-5, "batch_size": 8},
     }),
     "few rows": Recipe("data", {
@@ -73,7 +74,8 @@ RECIPES = {
         "SFTConfig": {"lr": 1.5e-3, "batch_size": 8, "weight_decay": 0.1, "precision": "float32"},
         "RewardConfig": {"num_epochs": 2, "lr": 3e-4, "batch_size": 8, "warmup": 0.1,
                          "weight_decay": 0.1, "precision": "float32"},
-        "PPOConfig": {"num_episodes": 60, "lr": 3e-4, "kl_coeff": 0.5, "max_new_tokens": 64},
+        "PPOConfig": {"num_episodes": 60, "minibatch_size": 64, "lr": 3e-4, "kl_coeff": 0.5,
+                      "max_new_tokens": 64},
         "DPOConfig": {"num_epochs": 1, "lr": 1e-4, "beta": 2.0, "batch_size": 32,
                       "precision": "float32"},
     }),
@@ -95,8 +97,8 @@ LOSS_SETTINGS: dict[str, dict[str, Any]] = {
     "kto": {"beta": 2.0, "batch_size": Times(2)},  # single responses: as many tokens as pairs
 }
 ADVANTAGE_SETTINGS: dict[str, dict[str, Any]] = {
-    "rloo": {"samples_per_prompt": 4},
-    "grpo": {"samples_per_prompt": 4, "kl_in": "loss", "kl_coeff": 0.1},
+    "rloo": {"samples_per_prompt": 4, "minibatch_size": 64},
+    "grpo": {"samples_per_prompt": 4, "minibatch_size": 64, "kl_in": "loss", "kl_coeff": 0.1},
 }
 RECIPES |= {name: Recipe("loss", {"DPOConfig": settings}, name)
             for name, settings in LOSS_SETTINGS.items()}

@@ -69,7 +69,7 @@ class PPOConfig(TrainingConfig):
                                   "loss, times k3 there", choices=("reward", "loss"))
     batch_size: int = option(128, "responses in one rollout (if there are too few prompts, one "
                                   "group to each)", at_least=1)
-    minibatch_size: int = option(64, "responses in one optimizer step", at_least=1)
+    minibatch_size: int = option(32, "responses in one optimizer step", at_least=1)
     ppo_epochs: int = option(2, "passes over one rollout", at_least=1)
     kl_coeff: float = option(0.5, "penalty for a nat of KL to the reference (beta), in the "
                                   "units of the score", at_least=0)

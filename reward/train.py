@@ -20,10 +20,10 @@ class RewardConfig(EpochConfig):
     """The settings of reward modelling, and their defaults."""
 
     num_epochs: int = option(2, "passes over the pairs", at_least=1)
-    lr: float = option(2e-4, "peak learning rate", above=0)
+    lr: float = option(3e-4, "peak learning rate", above=0)
     warmup: float = option(0.1, "share of the steps over which the learning rate rises from 0",
                            at_least=0, at_most=1)
-    batch_size: int = option(8, "pairs in one optimizer step", at_least=1)
+    batch_size: int = option(16, "pairs in one optimizer step", at_least=1)
     weight_decay: float = option(0.1, "AdamW's weight decay (of matrices only)", at_least=0)
     pooling: str = option("last", "what is scored: the last token of a response, or the mean over "
                                   "its tokens", choices=POOLINGS)
