@@ -13,10 +13,10 @@ from typing import Any
 from lessons.articles import slug
 from lessons.course import LESSONS, NEEDED, names, title_and_question
 from lessons.playground import READER, filled, playground
+from lessons.start import MODELS
 from minigpt.disk import write_atomically
 from minigpt.errors import UserError
 
-MODELS = LESSONS / "models"
 RUNS = LESSONS / "07_over_optimisation" / "runs.json"
 
 
@@ -31,27 +31,22 @@ def build_site() -> Path:
     return path
 
 
-def page(models: Path = MODELS) -> str:
-    """The whole page as HTML, with a playground if this folder of models exists.
-
-    Raises UserError if a package is missing.
-    """
+def page() -> str:
+    """The whole page as HTML.  Raises UserError if a package is missing."""
     parser = markdown()
-    titles = {name: title_and_question(name)[0] for name in names()}
-    if models.exists():
-        titles["playground"] = "Playground"
     return filled(
         "frame.html",
         style=(READER / "style.css").read_text(encoding="utf-8") + code_colours(),
         reader=(READER / "reader.js").read_text(encoding="utf-8"),
         sliders=(READER / "sliders.js").read_text(encoding="utf-8"),
         runs=json.dumps(json.loads(RUNS.read_text(encoding="utf-8")), separators=(",", ":")),
-        navigation="\n".join(f'<li><a href="#{name}">{html.escape(title)}</a></li>'
-                             for name, title in titles.items()),
+        navigation="\n".join(f'<li><a href="#{name}">'
+                             f'{html.escape(title_and_question(name)[0])}</a></li>'
+                             for name in names()),
         articles="\n".join([article(parser, "", LESSONS / "README.md"),
                             *(article(parser, name, LESSONS / name / "README.md")
                               for name in names())]),
-        playground=playground(models) if models.exists() else "")
+        playground=playground(MODELS))
 
 
 def article(parser: Any, name: str, path: Path) -> str:

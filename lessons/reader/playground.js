@@ -47,8 +47,8 @@ function make(name, attributes, ...children) {
   return element;
 }
 
-const line = (cell, contents) => make("tr", {}, ...contents.map(content => make(cell, {}, content)));
-const table = (id, head, rows) => part(id).replaceChildren(line("th", head), ...rows);
+const line = (contents, cell = "td") => make("tr", {}, ...contents.map(content => make(cell, {}, content)));
+const table = (id, head, rows) => part(id).replaceChildren(line(head, "th"), ...rows);
 const bar = (share, ...words) => make("span", { class: "bar", style: `--share: ${100 * share}%` }, ...words);
 
 // Orange below 0, blue above; the stronger, the further.
@@ -130,13 +130,13 @@ function showByte() {
       const logRatio = signed(logProbs[policy][at][id] - logProbs.sft[at][id]);
       return bar(p(policy, id), percent(p(policy, id)), policy === "sft" ? "" : make("small", {}, logRatio));
     });
-    const row = line("td", [byteName(id), ...bars]);
+    const row = line([byteName(id), ...bars]);
     row.classList.toggle("taken", id === ids[at]);
     return row;
   }));
   table("numbers", ["byte", "log π", "log π/ref", "sum", "reward if it ended here", "entropy"], ids.map((id, t) =>
-    line("td", [byteName(id), signed(logProbs[name][t][id]), signed(ratio[t]), signed(total(ratio.slice(0, t + 1))),
-                signed(reward[t]), entropy[t].toFixed(2)])));
+    line([byteName(id), signed(logProbs[name][t][id]), signed(ratio[t]), signed(total(ratio.slice(0, t + 1))),
+          signed(reward[t]), entropy[t].toFixed(2)])));
 }
 
 // --- 64 samples, tilted ---
@@ -187,7 +187,7 @@ function showPool() {
     best.push({ text: `(${others.length} other answers)`, score: null, count: total(others.map(row => row.count)),
                 weight: total(others.map(row => row.weight)) });
   table("pool", ["answer", "drawn", "score", "weight"], best.map(({ text, score, count, weight }) =>
-    line("td", [text, `${count} ×`, signed(score), bar(weight, percent(weight))])));
+    line([text, `${count} ×`, signed(score), bar(weight, percent(weight))])));
 }
 
 // --- one pair ---
@@ -204,7 +204,7 @@ function showPair() {
   const [[policyChosen, refChosen], [policyRejected, refRejected]] = logps;
   const { D, margin, loss, weight } = dpoLoss(policyChosen, policyRejected, refChosen, refRejected, beta);
   table("pair", ["", "log π", "log ref", "log π/ref", "β log π/ref"], logps.map(([policy, ref], i) =>
-    line("td", [["chosen", "rejected"][i], ...[policy, ref, policy - ref, beta * (policy - ref)].map(x => signed(x))])));
+    line([["chosen", "rejected"][i], ...[policy, ref, policy - ref, beta * (policy - ref)].map(x => signed(x))])));
   part("pair-text").textContent =
     `D = ${signed(D)} nats, so the margin βD is ${signed(margin)} and the loss −log σ(βD) is ${loss.toFixed(4)} ` +
     "(log 2 = 0.6931 at policy = reference). The gradient raises log π of the chosen answer and lowers that of the " +
@@ -252,7 +252,10 @@ function takeQuestion(option) {
 function open() {
   const [place, state] = location.hash.slice(1).split(/\?(.*)/s);
   if (place !== "playground") return;
-  for (const [name, value] of new URLSearchParams(state)) if (fields[name]) fields[name].value = value;
+  const named = new URLSearchParams(state);
+  const question = [...part("question").options].find(option => option.text === named.get("prompt"));
+  if (question) takeQuestion(question);
+  for (const [name, value] of named) if (fields[name]) fields[name].value = value;
   answerAnew();
 }
 

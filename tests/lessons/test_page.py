@@ -45,7 +45,7 @@ def test_the_page_is_made_of_the_articles_as_they_are(text):
 
 
 def test_every_lesson_is_a_section(parsed):
-    assert {"start", "loss-plot", "frontier-plot", *names()} <= set(parsed.ids)
+    assert {"start", "loss-plot", "frontier-plot", "playground", *names()} <= set(parsed.ids)
     assert len(parsed.ids) == len(set(parsed.ids))
 
 
