@@ -12,10 +12,11 @@ from typing import Any
 
 from lessons.articles import slug
 from lessons.course import LESSONS, NEEDED, names, title_and_question
+from lessons.playground import READER, filled, playground
+from lessons.start import MODELS
 from minigpt.disk import write_atomically
 from minigpt.errors import UserError
 
-READER = LESSONS / "reader"
 RUNS = LESSONS / "07_over_optimisation" / "runs.json"
 
 
@@ -33,25 +34,29 @@ def build_site() -> Path:
 def page() -> str:
     """The whole page as HTML.  Raises UserError if a package is missing."""
     parser = markdown()
-    parts = {"style": (READER / "style.css").read_text(encoding="utf-8") + code_colours(),
-             "reader": (READER / "reader.js").read_text(encoding="utf-8"),
-             "interactive_script": (READER / "interactive.js").read_text(encoding="utf-8"),
-             "interactive": (READER / "interactive.html").read_text(encoding="utf-8"),
-             "runs": json.dumps(json.loads(RUNS.read_text(encoding="utf-8")),
-                                separators=(",", ":")),
-             "navigation": "\n".join(f'<li><a href="#{name}">'
-                                     f'{html.escape(title_and_question(name)[0])}</a></li>'
-                                     for name in names()),
-             "articles": "\n".join([article(parser, "", LESSONS / "README.md"),
-                                    *(article(parser, name, LESSONS / name / "README.md")
-                                      for name in names())])}
-    frame = (READER / "frame.html").read_text(encoding="utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda slot: parts[slot[1]], frame)
+    return filled(
+        "frame.html",
+        style=(READER / "style.css").read_text(encoding="utf-8") + code_colours(),
+        reader=(READER / "reader.js").read_text(encoding="utf-8"),
+        sliders=(READER / "sliders.js").read_text(encoding="utf-8"),
+        runs=json.dumps(json.loads(RUNS.read_text(encoding="utf-8")), separators=(",", ":")),
+        navigation="\n".join(f'<li><a href="#{name}">'
+                             f'{html.escape(title_and_question(name)[0])}</a></li>'
+                             for name in names()),
+        articles="\n".join([article(parser, "", LESSONS / "README.md"),
+                            *(article(parser, name, LESSONS / name / "README.md")
+                              for name in names())]),
+        playground=playground(MODELS))
 
 
 def article(parser: Any, name: str, path: Path) -> str:
-    """One article as a section, with links to other sections and to files relative to the page."""
-    text = parser.render(re.sub(r"<!--.*?-->", "", path.read_text(encoding="utf-8")))
+    """One article as a section, with links to other sections and to files relative to the page.
+
+    <!-- slider loss --> in an article is where the page shows lessons/reader/loss.html.
+    """
+    text = re.sub(r"<!-- slider (\w+) -->", lambda slider: filled(f"{slider[1]}.html"),
+                  path.read_text(encoding="utf-8"))
+    text = parser.render(re.sub(r"<!--.*?-->", "", text))
     text = re.sub(r'(href|src)="([^"]+)"',
                   lambda found: f'{found[1]}="{target(name, found[2])}"', text)
     text = re.sub(r"<h([1-6])>(.*?)</h\1>",

@@ -5,7 +5,7 @@ const menu = document.getElementById("menu");
 const narrow = matchMedia("(max-width: 60rem)");
 
 function show() {
-  const place = document.getElementById(decodeURIComponent(location.hash.slice(1))) || articles[0];
+  const place = document.getElementById(decodeURIComponent(location.hash.slice(1).split("?")[0])) || articles[0];
   const open = place.closest(".article") || articles[0];
   const number = articles.indexOf(open);
   articles.forEach(article => article.classList.toggle("open", article === open));

@@ -45,7 +45,7 @@ def test_the_page_is_made_of_the_articles_as_they_are(text):
 
 
 def test_every_lesson_is_a_section(parsed):
-    assert {"start", "interactive", *names()} <= set(parsed.ids)
+    assert {"start", "loss-plot", "frontier-plot", "playground", *names()} <= set(parsed.ids)
     assert len(parsed.ids) == len(set(parsed.ids))
 
 
@@ -59,6 +59,10 @@ def test_every_link_within_the_page_and_to_a_file_leads_somewhere(parsed):
 def test_it_loads_nothing_from_the_network(parsed, text):
     assert parsed.loads and all((SITE / file).exists() for file in parsed.loads)
     assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|import\(", text)
+
+
+def test_it_is_small_enough_to_send_around(text):
+    assert len(text.encode()) < 4_000_000
 
 
 def test_every_formula_was_rendered(parsed, text):

@@ -1,4 +1,4 @@
-// Two plots with sliders, drawn as SVG.
+// The plots with sliders in lessons 5 (loss.html) and 7 (frontier.html), drawn as SVG.
 const SVG = "http://www.w3.org/2000/svg";
 const BLUE = "#0072B2", RED = "#D55E00", GREEN = "#009E73", INK = "#333333", GREY = "#bbbbbb";
 
