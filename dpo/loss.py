@@ -20,6 +20,10 @@ from torch import Tensor
 from dpo.checks import checked
 from minigpt.metrics import preference_accuracy
 
+__all__ = ["LOSSES", "apo_down_loss", "apo_zero_loss", "cdpo_loss", "dpo_loss", "dpo_nll_loss",
+           "dpop_loss", "hinge_loss", "ipo_loss", "kto_loss", "kto_reference_point",
+           "length_normalised_dpo_loss", "orpo_loss", "robust_dpo_loss", "simpo_loss"]
+
 Result = tuple[Tensor, dict[str, Tensor]]
 
 
