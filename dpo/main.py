@@ -15,12 +15,11 @@ from data.lesson_rows import PREFERENCE_DATA
 from data.task import RowsConfig, Task, load_task
 from data.world import WorldConfig
 from dpo.evaluate import evaluate_label_accuracy, evaluate_preference_accuracy, implicit_rewards
-from dpo.loss import LOSSES
+from dpo.kto import check_kto
 from dpo.rounds import OnlineConfig, check_online, dpo_rounds
 from dpo.train import (
     ADVICE,
     HYPERPARAMETERS,
-    KTO_WEIGHTS,
     DPOConfig,
     check_used,
     dpo_train,
@@ -121,9 +120,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def check_loss(config: DPOConfig, lora: LoraConfig, online: OnlineConfig,
                sweep: SweepConfig) -> None:
-    """Raises UserError, before anything is trained, on settings that would change nothing."""
-    check_used(config, KTO_WEIGHTS if config.loss == "kto"
-               else parameters_of(LOSSES[config.loss], HYPERPARAMETERS))
+    """Raises UserError, before anything is trained, on settings that the loss cannot use."""
+    if config.loss == "kto":
+        check_kto(config)
+    else:
+        check_used(config, parameters_of(config.loss, HYPERPARAMETERS))
     if sweep.sweep and (lora.lora_rank or online.rounds or config.loss != "dpo"):
         raise UserError("--sweep trains DPO at other values of beta, on the given pairs: leave out "
                         "--loss, --lora-rank and --rounds")

@@ -146,8 +146,7 @@ def ppo_training(policy: MiniGPT, reference: MiniGPT | None, reward: AnyReward,
     compare = advantage if callable(advantage) else in_groups(advantage)
     roll_out = RolloutMaker(reference, reward, config.max_new_tokens, config.missing_eos_penalty,
                             config.samples_per_prompt, kl_estimator, sample)
-    frozen = [model for model in (reference, reward) if model is not None]
-    loop = TrainingLoop(models, config, batches, num_episodes, frozen=frozen,
+    loop = TrainingLoop(models, config, batches, num_episodes, frozen=[reference, reward],
                         lrs={"value": config.value_lr}, eps=1e-5,       # as in OpenAI's code
                         state={"kl_coeff": config.kl_coeff},            # kept in checkpoints
                         identity={"advantage": name_of(advantage), "sample": name_of(sample),
