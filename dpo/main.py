@@ -41,7 +41,7 @@ from minigpt.errors import UserError
 from minigpt.evaluation import evaluate_policy, show_before_and_after, signs_of_collapse
 from minigpt.judged import sampling_figures
 from minigpt.log import warn
-from minigpt.lora import LoraConfig, merged, policy_and_reference, weights_trained
+from minigpt.lora import LoraConfig, merge_lora, policy_and_reference, weights_trained
 from minigpt.metrics import accuracy_figures, preference_accuracy
 from minigpt.model import MiniGPT
 from minigpt.options import Settings, option
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         policy, losses, margins = dpo_rounds(policy, reference, task.prompts, judge, online, config,
                                              command.max_new_tokens)
-    policy, reference = merged(policy), reference or start_again(command, config)
+    policy, reference = merge_lora(policy), reference or start_again(command, config)
     out = Path(config.out)
     save_checkpoint(policy, out / "model.pt")
     swept = beta_sweep(reference, task, command, config) if sweep.sweep else []

@@ -23,7 +23,7 @@ from minigpt.command import CommandConfig, begin, peak_memory_mb, report, run_co
 from minigpt.errors import UserError
 from minigpt.evaluation import evaluate_policy, show_before_and_after, signs_of_collapse
 from minigpt.log import warn
-from minigpt.lora import LoraConfig, merged, policy_and_reference, weights_trained
+from minigpt.lora import LoraConfig, merge_lora, policy_and_reference, weights_trained
 from minigpt.model import MiniGPT
 from minigpt.plots import running_mean, save_curves
 from minigpt.run_folder import read_history
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     models, trained = models_in_memory(policy, reference, reward, config), weights_trained(policy)
     policy, _, _ = ppo_training(policy, reference, reward, task.prompts, measure=task.measure,
                                 **vars(config))
-    policy, reference = merged(policy), reference or start_again(command, config)
+    policy, reference = merge_lora(policy), reference or start_again(command, config)
     out = Path(config.out)
     save_checkpoint(policy, out / "model.pt")
     if distributed.rank() > 0:  # only the first process reports

@@ -23,7 +23,7 @@ from minigpt.examples import check_texts, tokenize_example
 from minigpt.kl import kl_k1, kl_k3
 from minigpt.log import warn
 from minigpt.logprobs import token_logps
-from minigpt.lora import checked_models, merged, recipes_of
+from minigpt.lora import checked_models, merge_lora, recipes_of
 from minigpt.metrics import masked_mean
 from minigpt.model import MiniGPT
 from minigpt.options import option
@@ -244,7 +244,7 @@ def first_value_model(reward: Reward, policy: MiniGPT) -> RewardModel:
     known = next((member for member in of_ensemble if isinstance(member, RewardModel)), None)
     if known is not None:
         return copy.deepcopy(known).requires_grad_(True)
-    value_model = RewardModel.from_policy(merged(policy))
+    value_model = RewardModel.from_policy(merge_lora(policy))
     nn.init.zeros_(value_model.head.weight)
     return value_model
 

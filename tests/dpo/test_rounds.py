@@ -12,7 +12,7 @@ from minigpt import generate
 from minigpt.errors import UserError
 from minigpt.judged import Judged, sample_judged
 from minigpt.log import MetricLog
-from minigpt.lora import LoraConfig, add_lora, merged
+from minigpt.lora import LoraConfig, add_lora, merge_lora
 from minigpt.seeding import seed_of
 from sft import sft_train
 
@@ -173,7 +173,7 @@ def test_rounds_of_a_loss_without_a_reference_and_of_adapters_need_one_model(tal
     adapted = add_lora(copy_of(talker), 4)
     policy, losses, _ = run(adapted, None, lr=2e-3)
     assert losses[0] == pytest.approx(math.log(2), abs=1e-4)
-    assert share_of_yes(merged(policy)) > share_of_yes(talker)
+    assert share_of_yes(merge_lora(policy)) > share_of_yes(talker)
 
 
 def test_rounds_of_kto_take_the_pairs_apart(talker, copy_of):
