@@ -251,6 +251,19 @@ def test_interrupted_rounds_end_as_the_unbroken_run_bit_for_bit(
     assert len(asked) == rounds_sampled_again
 
 
+@pytest.mark.parametrize("change", [{"samples_per_prompt": 2}, {"round_prompts": 8},
+                                    {"pairs": "bradley-terry"}, {"reference": "last"}], ids=str)
+def test_rounds_are_resumed_only_with_the_settings_that_they_began_with(talker, copy_of, tmp_path,
+                                                                        change):
+    run(copy_of(talker), talker, online={"rounds": 1}, out=str(tmp_path))
+    (name, value), = change.items()
+    with pytest.raises(UserError, match=f"sampled.json .* begun with {name}=.*, not with {name}="
+                                        f"{value}: resume"):
+        run(copy_of(talker), talker, online={"rounds": 2, **change}, out=str(tmp_path), resume=True)
+    _, losses, _ = run(copy_of(talker), talker, out=str(tmp_path), resume=True)  # for more rounds
+    assert len(losses) > len((tmp_path / "round-1" / "metrics.jsonl").read_text().splitlines())
+
+
 # --- settings -------------------------------------------------------------------------------------
 
 
