@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_online(online, lora, rows.data is not None)
     kind = "prompts" if online.rounds else "unpaired" if config.loss == "kto" else "preferences"
     task = load_task(rows, world_config, config.seed, command.init, kind)
-    judge, judges = (None, 0) if online.judge is None else judge_of(online.judge, task, command)
+    judge, judges = judge_of(online.judge, task, command)
     if not (task.preferences or task.unpaired or command.init):
         raise UserError("--data holds prompts alone, so a model is needed to start from (--init)")
     start = starting_point(task, command, config)

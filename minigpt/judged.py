@@ -36,7 +36,8 @@ class RoundsConfig(Settings):
     rounds: int | None = option(None, "train on the policy's own answers, sampled and judged anew "
                                       "in each of this many rounds", at_least=1)
     judge: str | None = option(None, "what judges them: the checkpoint of a reward model, or "
-                                     "'world', the little world's true reward")
+                                     "'world', the little world's true reward (not 1 or 0, as "
+                                     "--reward world of ppo.main)")
     samples_per_prompt: int = option(8, "answers sampled to each prompt", at_least=2)
     round_prompts: int = option(1024, "prompts answered in a round; if there are fewer, some again",
                                 at_least=1)

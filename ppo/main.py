@@ -32,7 +32,7 @@ from ppo.train import ADVICE, PPOConfig, check_groups, ppo_training
 from reward.combine import Reward
 from reward.evaluate import score
 from reward.model import RewardModel
-from reward.start import RewardFileConfig, check_files, check_rewards, reward_of
+from reward.start import RewardFileConfig, check_rewards, reward_of
 from reward.train import train_reward_model
 from sft.start import check_lora, doubts_about, start_again, start_figures, starting_point
 
@@ -45,9 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     command, rows, config, lora, world_config, rewards = begin(
         __doc__, argv, CommandConfig, RowsConfig, PPOConfig, LoraConfig, WorldConfig,
         RewardFileConfig, out="runs/ppo")
-    check_rewards(rewards.reward, rewards.reward_weights, rows.data is not None,
-                  rewards.reward_combine)
-    check_files(rewards.reward)
+    check_rewards(rewards, rows.data is not None)
     check_groups(config.advantage, config)
     check_lora(lora, command)
     task = load_task(rows, world_config, config.seed, command.init, "prompts")
@@ -55,8 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--data holds prompts alone, so PPO needs a model to start from (--init) "
                         "and a reward model (--reward)")
     start = starting_point(task, command, config)
-    reward = reward_of(rewards.reward, rewards.reward_weights, rewards.reward_combine, start, task,
-                       command, config)
+    reward = reward_of(rewards, start, task, command, config)
     policy, reference = policy_and_reference(start, lora, config.seed)
     models, trained = models_in_memory(policy, reference, reward, config), weights_trained(policy)
     policy, _, _ = ppo_training(policy, reference, reward, task.prompts, measure=task.measure,
