@@ -18,10 +18,9 @@ def checked(loss: F) -> F:
     signature = inspect.signature(loss)
 
     @functools.wraps(loss)
-    def checked_loss(*args: Any, **kwargs: Any) -> Any:
-        call = signature.bind(*args, **kwargs)
-        check_arguments(loss.__name__, call.arguments)
-        return loss(*args, **kwargs)
+    def checked_loss(*args: Any, **settings: Any) -> Any:
+        check_arguments(loss.__name__, signature.bind(*args, **settings).arguments)
+        return loss(*args, **settings)
     return cast(F, checked_loss)
 
 

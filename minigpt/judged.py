@@ -27,6 +27,7 @@ from minigpt.settings import TrainingConfig
 
 Judge = Callable[[list[str], list[str]], Any]  # scores: one number for each response
 PROMPTS_AT_ONCE = 32
+WORLD = "world"  # what --judge and --reward call the little world, which judges by itself
 
 
 @dataclass
@@ -51,10 +52,17 @@ def check_rounds(config: RoundsConfig, has_data: bool) -> None:
                and getattr(config, setting.name) != setting.default]  # which --quick sets
     if config.rounds is None and changed:
         raise UserError(f"{flag_of(changed[0])} would change nothing without --rounds")
-    if config.judge == "world" and has_data:
-        raise UserError("--judge world needs the little world: leave out --data")
-    if config.judge not in (None, "world") and not Path(config.judge).is_file():
-        raise UserError(f"--judge {config.judge}: there is no such file")
+    if config.judge is not None:
+        check_named("--judge", [config.judge], has_data)
+
+
+def check_named(option: str, names: Sequence[str], has_data: bool) -> None:
+    """Raises UserError unless each of these names is a file, or the little world that there is."""
+    if has_data and WORLD in names:
+        raise UserError(f"{option} {WORLD} needs the little world: leave out --data")
+    for name in names:
+        if name != WORLD and not Path(name).is_file():
+            raise UserError(f"{option} {name}: there is no such file")
 
 
 class Judged(NamedTuple):

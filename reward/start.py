@@ -14,7 +14,7 @@ from minigpt.command import CommandConfig, load_model
 from minigpt.errors import UserError
 from minigpt.evaluation import sample_responses
 from minigpt.examples import Text, check_texts
-from minigpt.judged import Judge
+from minigpt.judged import WORLD, Judge, check_named
 from minigpt.model import MiniGPT
 from minigpt.options import Settings, option
 from minigpt.recipes import below, settings_of_start
@@ -26,7 +26,6 @@ from reward.model import RewardModel
 from reward.train import RewardConfig, train_reward_model
 
 CENTERING_PROMPTS = 256  # training prompts whose SFT answers set the zero
-WORLD = "world"          # what --reward calls the verifiable reward of the little world
 
 
 @dataclass
@@ -104,11 +103,7 @@ def check_rewards(config: RewardFileConfig, has_data: bool) -> None:
     if weights is not None and config.reward_combine != "mean":
         raise UserError("--reward-weights makes a weighted sum of the rewards and --reward-combine "
                         f"{config.reward_combine} the least of them: choose one")
-    if has_data and WORLD in paths:
-        raise UserError(f"--reward {WORLD} needs the little world: leave out --data")
-    for path in paths:
-        if path != WORLD and not Path(path).is_file():
-            raise UserError(f"--reward {path}: there is no such file")
+    check_named("--reward", paths, has_data)
 
 
 def reward_of(rewards: RewardFileConfig, reference: MiniGPT, task: Task, command: CommandConfig,
