@@ -1,5 +1,6 @@
 """Checked rows -> the examples that a loop batches: from text to ids, the same for every stage."""
 
+from bisect import bisect
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -66,19 +67,15 @@ def _others(rows: Sequence[Record]) -> list[int]:
     all prompts differ, by 2 if they come in pairs, so that rejected answers are taken, too.
     """
     prompts = [row["prompt"] for row in rows]
-    if len(set(prompts)) == 1:
+    changes = [i for i, prompt in enumerate(prompts) if prompt != prompts[i - 1]]
+    if not changes:
         raise DataError("every row has the same prompt, so no answer can be mismatched and KTO has "
                         "no reference point: bring rows with other prompts")
-    count = len(rows)
-    next_prompt = [0] * count  # for each row the first behind it with another prompt
-    for index in reversed(range(2 * count)):  # twice around, as the last row's may be the first's
-        here, after = index % count, (index + 1) % count
-        next_prompt[here] = next_prompt[after] if prompts[here] == prompts[after] else after
     others, other = [], 0
     for prompt in prompts:
-        other = (other + 1) % count
+        other = (other + 1) % len(prompts)
         if prompts[other] == prompt:
-            other = next_prompt[other]
+            other = changes[bisect(changes, other) % len(changes)]  # the next prompt, in the circle
         others.append(other)
     return others
 

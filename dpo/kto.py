@@ -10,6 +10,7 @@ from dpo.loss import kto_loss
 from dpo.train import KTO_WEIGHTS, DPOConfig, check_used
 from minigpt import distributed
 from minigpt.batching import Batch, Batches
+from minigpt.errors import UserError
 from minigpt.logprobs import logps_of_examples, response_logps
 from minigpt.lora import as_reference, checked_models, recipes_of
 from minigpt.model import MiniGPT
@@ -24,24 +25,20 @@ def kto_train(policy: MiniGPT, reference: MiniGPT | None, rows: Sequence[Mapping
 
     Preference pairs are taken apart.  Everything else is as in `dpo_train`; the third return value
     is the mean signed reward of every step.
-    Raises ValueError if the reference point cannot be made: a batch of one row, or (DataError) rows
-    that all answer one prompt; DataError if all labels are the same.
+    Raises UserError as `check_kto` does; DataError if all rows answer one prompt, so that no answer
+    is mismatched, or if all labels are the same.
     """
     policy, reference = checked_models(policy, reference)
     config = with_recipes(DPOConfig, ("kto", *recipes_of(policy)), loss="kto",
                           num_epochs=num_epochs, lr=lr, beta=beta, **options)
-    check_used(config, KTO_WEIGHTS)
-    if config.batch_size * distributed.world_size() < 2:
-        raise ValueError("batch_size=1 leaves KTO no reference point: a mean over the mismatched "
-                         "answers of a batch would be the noise of a single one")
+    check_kto(config)
     examples, mismatched_examples, labels = unpaired_examples(rows, policy.max_seq_len)
     desirable_weight, undesirable_weight = weights_of(labels, config)
     labels = labels.to(policy.device)
     batches = Batches(examples, config.batch_size * distributed.world_size(), config.seed)
     mismatched = Batches(mismatched_examples, batches.batch_size)
-    frozen = [] if reference is None else [reference]
     loop = TrainingLoop({"policy": policy.train()}, config, batches, num_epochs * len(batches),
-                        frozen=frozen, identity={"labels": labels.tolist()})
+                        frozen=[reference], identity={"labels": labels.tolist()})
     optimizer, log = loop.optimizer, loop.log
     with as_reference(policy, reference) as ref, optimizer.precision():
         ref_logps = logps_of_examples(ref, batches)[:, 0]                       # (N,)
@@ -60,6 +57,14 @@ def kto_train(policy: MiniGPT, reference: MiniGPT | None, rows: Sequence[Mapping
         grad_norm = optimizer.step()                             # clip, step, clear
         log.write({"grad_norm": grad_norm})
     return loop.gathered("policy").eval(), log.history["loss"], log.history["rewards/signed"]
+
+
+def check_kto(config: DPOConfig) -> None:
+    """Raises UserError on batches of one row, and on a setting that KTO does not use."""
+    check_used(config, KTO_WEIGHTS)
+    if config.batch_size * distributed.world_size() < 2:
+        raise UserError("batch_size=1 leaves KTO no reference point: a mean over the mismatched "
+                        "answers of a batch would be the noise of a single one")
 
 
 @torch.no_grad()

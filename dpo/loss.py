@@ -4,7 +4,7 @@ Each takes log-probabilities of whole responses, summed over their tokens, in na
 returns (loss, metrics): the mean loss (0-d, differentiable) and detached metrics (0-d) under TRL's
 names.  A loss asks for what it needs, by name: some need no reference, some the lengths of the
 responses in tokens, (B,).  Each raises ValueError on tensors that are not (B,), B > 0, and on a
-setting out of range.
+setting out of range (dpo/checks.py).
 
 In the equations c and r are the log-ratios log pi(y|x)/ref(y|x) of the chosen response y_w and of
 the rejected y_l, D = c - r, |y| is a length, and s the sigmoid.  At policy == reference c, r and D
@@ -17,11 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minigpt.metrics import check_vectors, preference_accuracy
+from dpo.checks import checked
+from minigpt.metrics import preference_accuracy
+
+__all__ = ["LOSSES", "apo_down_loss", "apo_zero_loss", "cdpo_loss", "dpo_loss", "dpo_nll_loss",
+           "dpop_loss", "hinge_loss", "ipo_loss", "kto_loss", "kto_reference_point",
+           "length_normalised_dpo_loss", "orpo_loss", "robust_dpo_loss", "simpo_loss"]
 
 Result = tuple[Tensor, dict[str, Tensor]]
 
 
+@checked
 def dpo_loss(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor, ref_chosen_logps: Tensor,
              ref_rejected_logps: Tensor, beta: float = 0.1) -> Result:
     """Direct Preference Optimization (Rafailov et al. 2023, arXiv:2305.18290, eq. 7).
@@ -43,10 +49,6 @@ def dpo_loss(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor, ref_cho
     >>> round(loss.item(), 4), metrics["rewards/margins"].item()
     (0.6931, 0.0)
     """
-    check_vectors("dpo_loss", policy_chosen_logps=policy_chosen_logps,
-                  policy_rejected_logps=policy_rejected_logps, ref_chosen_logps=ref_chosen_logps,
-                  ref_rejected_logps=ref_rejected_logps)
-    check_beta("dpo_loss", beta)
     chosen_rewards = beta * (policy_chosen_logps - ref_chosen_logps)        # (B,) eq. 5, but for
     rejected_rewards = beta * (policy_rejected_logps - ref_rejected_logps)  # (B,) beta log Z(x),
     margins = chosen_rewards - rejected_rewards                             # (B,) which cancels
@@ -58,22 +60,22 @@ def dpo_loss(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor, ref_cho
 # --- with a reference -----------------------------------------------------------------------------
 
 
+@checked
 def ipo_loss(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor, ref_chosen_logps: Tensor,
              ref_rejected_logps: Tensor, beta: float = 0.1) -> Result:
     """Identity preference optimisation (Azar et al. 2023, arXiv:2310.12036, eq. 17).
 
         L = E[ (D - 1 / (2 beta))^2 ]
 
-    The margin has a target, so that labels that never err do not drive it to infinity.  On sums, as
-    in the paper; TRL divides each log-ratio by its length, as the authors say they did.  At policy
+    The margin has a target, so that labels that never err do not drive it to infinity.  At policy
     == reference: 1 / (4 beta^2).
     """
-    c, r = log_ratios("ipo_loss", policy_chosen_logps, policy_rejected_logps, ref_chosen_logps,
-                      ref_rejected_logps, beta)
+    c, r = policy_chosen_logps - ref_chosen_logps, policy_rejected_logps - ref_rejected_logps
     loss = (c - r - 1 / (2 * beta)).square().mean()
     return loss, metrics_of(beta * c, beta * r, policy_chosen_logps, policy_rejected_logps)
 
 
+@checked
 def hinge_loss(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor, ref_chosen_logps: Tensor,
                ref_rejected_logps: Tensor, beta: float = 0.1) -> Result:
     """The hinge on the normalised likelihood (RSO, Liu et al. 2023, arXiv:2309.06657, eq. 12).
@@ -82,32 +84,30 @@ def hinge_loss(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor, ref_c
 
     A pair whose margin has reached 1 has no gradient any more.  At policy == reference: 1.
     """
-    c, r = log_ratios("hinge_loss", policy_chosen_logps, policy_rejected_logps, ref_chosen_logps,
-                      ref_rejected_logps, beta)
+    c, r = policy_chosen_logps - ref_chosen_logps, policy_rejected_logps - ref_rejected_logps
     loss = torch.relu(1 - beta * (c - r)).mean()
     return loss, metrics_of(beta * c, beta * r, policy_chosen_logps, policy_rejected_logps)
 
 
+@checked
 def cdpo_loss(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor, ref_chosen_logps: Tensor,
               ref_rejected_logps: Tensor, beta: float = 0.1,
               label_smoothing: float = 0.1) -> Result:
-    """Conservative DPO (Mitchell 2023, "A note on DPO with noisy preferences ...", eq. 3).
+    """Conservative DPO (Mitchell 2023, ericmitchell.ai/cdpo.pdf, eq. 3).
 
         L = E[ -(1 - e) log s(beta D) - e log s(-beta D) ]        e = label_smoothing
 
     If a share e of the labels is wrong, this is the cross-entropy with the right ones; the margin
     has an optimum, log((1 - e) / e).  At e = 0 it is DPO; at policy == reference: log 2.
-    (ericmitchell.ai/cdpo.pdf; TRL's `sigmoid` no longer takes label_smoothing.)
     """
-    c, r = log_ratios("cdpo_loss", policy_chosen_logps, policy_rejected_logps, ref_chosen_logps,
-                      ref_rejected_logps, beta)
-    check_not_negative("cdpo_loss", below=0.5, label_smoothing=label_smoothing)
+    c, r = policy_chosen_logps - ref_chosen_logps, policy_rejected_logps - ref_rejected_logps
     e = label_smoothing
     margins = beta * (c - r)
     loss = (-(1 - e) * F.logsigmoid(margins) - e * F.logsigmoid(-margins)).mean()
     return loss, metrics_of(beta * c, beta * r, policy_chosen_logps, policy_rejected_logps)
 
 
+@checked
 def robust_dpo_loss(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor,
                     ref_chosen_logps: Tensor, ref_rejected_logps: Tensor, beta: float = 0.1,
                     label_smoothing: float = 0.1) -> Result:
@@ -116,18 +116,17 @@ def robust_dpo_loss(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor,
         L = E[ -(1 - e) log s(beta D) + e log s(-beta D) ] / (1 - 2e)        e = label_smoothing
 
     If each label is flipped with probability e, its mean is DPO's loss with the right labels.  A
-    single value may be negative, and falls without bound as the margin grows.  At e = 0, TRL's
-    default, it is DPO; at policy == reference: log 2.
+    single value may be negative, and falls without bound as the margin grows.  At e = 0 it is DPO;
+    at policy == reference: log 2.
     """
-    c, r = log_ratios("robust_dpo_loss", policy_chosen_logps, policy_rejected_logps,
-                      ref_chosen_logps, ref_rejected_logps, beta)
-    check_not_negative("robust_dpo_loss", below=0.5, label_smoothing=label_smoothing)
+    c, r = policy_chosen_logps - ref_chosen_logps, policy_rejected_logps - ref_rejected_logps
     e = label_smoothing
     margins = beta * (c - r)
     loss = (-(1 - e) * F.logsigmoid(margins) + e * F.logsigmoid(-margins)).mean() / (1 - 2 * e)
     return loss, metrics_of(beta * c, beta * r, policy_chosen_logps, policy_rejected_logps)
 
 
+@checked
 def apo_zero_loss(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor,
                   ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
                   beta: float = 0.1) -> Result:
@@ -136,14 +135,14 @@ def apo_zero_loss(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor,
         L = E[ 1 - s(beta c) + s(beta r) ]
 
     Pulls the chosen response up and the rejected down, each on its own.  (The paper's loss is this
-    less the constant 1, which TRL adds.)  At policy == reference: 1.
+    less 1.)  At policy == reference: 1.
     """
-    c, r = log_ratios("apo_zero_loss", policy_chosen_logps, policy_rejected_logps, ref_chosen_logps,
-                      ref_rejected_logps, beta)
+    c, r = policy_chosen_logps - ref_chosen_logps, policy_rejected_logps - ref_rejected_logps
     loss = (torch.sigmoid(-beta * c) + torch.sigmoid(beta * r)).mean()
     return loss, metrics_of(beta * c, beta * r, policy_chosen_logps, policy_rejected_logps)
 
 
+@checked
 def apo_down_loss(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor,
                   ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
                   beta: float = 0.1) -> Result:
@@ -155,12 +154,12 @@ def apo_down_loss(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor,
     faster.  (The paper's loss is this less 1.)  At policy == reference: 1, and only the rejected
     response has a gradient yet.
     """
-    c, r = log_ratios("apo_down_loss", policy_chosen_logps, policy_rejected_logps, ref_chosen_logps,
-                      ref_rejected_logps, beta)
+    c, r = policy_chosen_logps - ref_chosen_logps, policy_rejected_logps - ref_rejected_logps
     loss = (torch.sigmoid(beta * c) + torch.sigmoid(-beta * (c - r))).mean()
     return loss, metrics_of(beta * c, beta * r, policy_chosen_logps, policy_rejected_logps)
 
 
+@checked
 def dpop_loss(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor, ref_chosen_logps: Tensor,
               ref_rejected_logps: Tensor, beta: float = 0.1, lam: float = 5.0) -> Result:
     """DPO-positive (Pal et al. 2024, "Smaug", arXiv:2402.13228, eq. 3).
@@ -170,13 +169,12 @@ def dpop_loss(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor, ref_ch
     Against displacement: a chosen response that becomes less likely than under the reference costs
     margin.  At lam = 0 it is DPO; at policy == reference: log 2.
     """
-    c, r = log_ratios("dpop_loss", policy_chosen_logps, policy_rejected_logps, ref_chosen_logps,
-                      ref_rejected_logps, beta)
-    check_not_negative("dpop_loss", lam=lam)
+    c, r = policy_chosen_logps - ref_chosen_logps, policy_rejected_logps - ref_rejected_logps
     loss = -F.logsigmoid(beta * (c - r - lam * torch.relu(-c))).mean()
     return loss, metrics_of(beta * c, beta * r, policy_chosen_logps, policy_rejected_logps)
 
 
+@checked
 def length_normalised_dpo_loss(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor,
                                ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
                                chosen_lengths: Tensor, rejected_lengths: Tensor,
@@ -188,15 +186,14 @@ def length_normalised_dpo_loss(policy_chosen_logps: Tensor, policy_rejected_logp
     A long response no longer has the larger say; beta is per token, so it is larger than DPO's.
     At policy == reference: log 2.
     """
-    c, r = log_ratios("length_normalised_dpo_loss", policy_chosen_logps, policy_rejected_logps,
-                      ref_chosen_logps, ref_rejected_logps, beta)
-    check_lengths("length_normalised_dpo_loss", c, chosen_lengths, rejected_lengths)
+    c, r = policy_chosen_logps - ref_chosen_logps, policy_rejected_logps - ref_rejected_logps
     chosen_rewards, rejected_rewards = beta * c / chosen_lengths, beta * r / rejected_lengths
     loss = -F.logsigmoid(chosen_rewards - rejected_rewards).mean()
     return loss, metrics_of(chosen_rewards, rejected_rewards, policy_chosen_logps,
                             policy_rejected_logps)
 
 
+@checked
 def dpo_nll_loss(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor,
                  ref_chosen_logps: Tensor, ref_rejected_logps: Tensor, chosen_lengths: Tensor,
                  beta: float = 0.1, nll_weight: float = 1.0) -> Result:
@@ -205,12 +202,10 @@ def dpo_nll_loss(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor,
         L = E[ -log s(beta D) - nll_weight log pi(y_w|x) / |y_w| ]
 
     Keeps the chosen response likely.  At nll_weight = 0 it is DPO.  (The paper's version 1 has the
-    weight on the other term; TRL's `sft` is one mean over the tokens of the batch.)
+    weight on the other term.)
     """
     loss, metrics = dpo_loss(policy_chosen_logps, policy_rejected_logps, ref_chosen_logps,
                              ref_rejected_logps, beta)
-    check_lengths("dpo_nll_loss", policy_chosen_logps, chosen_lengths)
-    check_not_negative("dpo_nll_loss", nll_weight=nll_weight)
     nll = -(policy_chosen_logps / chosen_lengths).mean()
     return loss + nll_weight * nll, {**metrics, "nll_loss": nll.detach()}
 
@@ -218,6 +213,7 @@ def dpo_nll_loss(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor,
 # --- without a reference --------------------------------------------------------------------------
 
 
+@checked
 def simpo_loss(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor, chosen_lengths: Tensor,
                rejected_lengths: Tensor, beta: float = 2.0, gamma: float = 0.5) -> Result:
     """Simple preference optimisation (Meng et al. 2024, arXiv:2405.14734, eq. 6).
@@ -225,14 +221,8 @@ def simpo_loss(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor, chose
         L = - E[ log s( beta log pi(y_w|x) / |y_w| - beta log pi(y_l|x) / |y_l| - gamma ) ]
 
     The reward is the mean log-probability of a token, and the margin must exceed gamma.  There is
-    no reference, so nothing but the learning rate holds the policy back.  (TRL's CPOTrainer adds
-    imitation of the chosen response, unless cpo_alpha=0.)
+    no reference, so nothing but the learning rate holds the policy back.
     """
-    check_vectors("simpo_loss", policy_chosen_logps=policy_chosen_logps,
-                  policy_rejected_logps=policy_rejected_logps)
-    check_beta("simpo_loss", beta)
-    check_lengths("simpo_loss", policy_chosen_logps, chosen_lengths, rejected_lengths)
-    check_not_negative("simpo_loss", gamma=gamma)
     chosen_rewards = beta * policy_chosen_logps / chosen_lengths
     rejected_rewards = beta * policy_rejected_logps / rejected_lengths
     loss = -F.logsigmoid(chosen_rewards - rejected_rewards - gamma).mean()
@@ -240,33 +230,29 @@ def simpo_loss(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor, chose
                             policy_rejected_logps)
 
 
+@checked
 def orpo_loss(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor, chosen_lengths: Tensor,
               rejected_lengths: Tensor, lam: float = 0.1) -> Result:
     """Odds-ratio preference optimisation (Hong et al. 2024, arXiv:2403.07691, eq. 6 and 7).
 
         L = E[ -log P(y_w|x) - lam log s( log odds(y_w|x) - log odds(y_l|x) ) ]
 
-    P(y|x) = exp(log pi(y|x) / |y|) is the geometric mean of its tokens' probabilities, and odds =
-    P / (1 - P).
-    Imitation of the chosen response, with a penalty for the rejected; no reference.  The metrics'
-    rewards are lam log odds.  (TRL's are lam log P, and it imitates the prompt too.)
+    P(y|x) = exp(log pi(y|x) / |y|), the geometric mean of its tokens' probabilities; odds =
+    P / (1 - P).  Imitation of the chosen response, with a penalty for the rejected; no reference.
+    The metrics' rewards are lam log odds.
     """
-    check_vectors("orpo_loss", policy_chosen_logps=policy_chosen_logps,
-                  policy_rejected_logps=policy_rejected_logps)
-    check_lengths("orpo_loss", policy_chosen_logps, chosen_lengths, rejected_lengths)
-    check_not_negative("orpo_loss", lam=lam)
-    chosen = policy_chosen_logps / chosen_lengths
-    rejected = policy_rejected_logps / rejected_lengths
-    log_odds_ratio = log_odds(chosen) - log_odds(rejected)
-    loss = (-chosen - lam * F.logsigmoid(log_odds_ratio)).mean()
-    metrics = metrics_of(lam * log_odds(chosen), lam * log_odds(rejected), policy_chosen_logps,
-                         policy_rejected_logps)
-    return loss, {**metrics, "nll_loss": -chosen.mean().detach()}
+    mean_logps = policy_chosen_logps / chosen_lengths
+    chosen = log_odds(mean_logps)
+    rejected = log_odds(policy_rejected_logps / rejected_lengths)
+    loss = (-mean_logps - lam * F.logsigmoid(chosen - rejected)).mean()
+    metrics = metrics_of(lam * chosen, lam * rejected, policy_chosen_logps, policy_rejected_logps)
+    return loss, {**metrics, "nll_loss": -mean_logps.mean().detach()}
 
 
 # --- unpaired -------------------------------------------------------------------------------------
 
 
+@checked
 def kto_loss(policy_logps: Tensor, ref_logps: Tensor, labels: Tensor, reference_point: Tensor,
              beta: float = 0.1, desirable_weight: float = 1.0,
              undesirable_weight: float = 1.0) -> Result:
@@ -284,15 +270,11 @@ def kto_loss(policy_logps: Tensor, ref_logps: Tensor, labels: Tensor, reference_
     The metrics: `rewards/signed`, beta rho, or minus that of an undesirable response;
     `rewards/accuracies`, the share of responses that are on their side of z.
     """
-    check_vectors("kto_loss", policy_logps=policy_logps, ref_logps=ref_logps)
-    check_beta("kto_loss", beta)
     if labels.shape != policy_logps.shape or labels.dtype != torch.bool:
         raise ValueError(f"kto_loss: labels {tuple(labels.shape)} of {labels.dtype} must be "
                          f"{tuple(policy_logps.shape)} of torch.bool, True on desirable responses")
     if reference_point.dim() or not reference_point.isfinite():
         raise ValueError(f"kto_loss: reference_point={reference_point} must be one finite number")
-    check_not_negative("kto_loss", desirable_weight=desirable_weight,
-                       undesirable_weight=undesirable_weight)
     z = reference_point.detach()
     rewards = beta * (policy_logps - ref_logps)                                         # (B,)
     signs = labels.to(rewards) * 2 - 1
@@ -305,28 +287,17 @@ def kto_loss(policy_logps: Tensor, ref_logps: Tensor, labels: Tensor, reference_
     return loss, {name: value.detach() for name, value in metrics.items()}
 
 
+@checked
 def kto_reference_point(policy_logps: Tensor, ref_logps: Tensor) -> Tensor:
     """z = max(0, mean log pi(y'|x)/ref(y'|x)) over answers y' to *other* prompts: 0-d, detached.
 
     An estimate of KL(pi || ref) that needs no sampling; its own answer would not be a fair measure.
     Raises ValueError if there is no such answer.
     """
-    check_vectors("kto_reference_point", policy_logps=policy_logps, ref_logps=ref_logps)
     return (policy_logps - ref_logps).mean().clamp(min=0).detach()
 
 
 # --- what they share ------------------------------------------------------------------------------
-
-
-def log_ratios(loss: str, policy_chosen_logps: Tensor, policy_rejected_logps: Tensor,
-               ref_chosen_logps: Tensor, ref_rejected_logps: Tensor,
-               beta: float) -> tuple[Tensor, Tensor]:
-    """c and r, (B,) each, of checked arguments."""
-    check_vectors(loss, policy_chosen_logps=policy_chosen_logps,
-                  policy_rejected_logps=policy_rejected_logps, ref_chosen_logps=ref_chosen_logps,
-                  ref_rejected_logps=ref_rejected_logps)
-    check_beta(loss, beta)
-    return policy_chosen_logps - ref_chosen_logps, policy_rejected_logps - ref_rejected_logps
 
 
 def log_odds(mean_logps: Tensor) -> Tensor:
@@ -348,27 +319,6 @@ def metrics_of(chosen_rewards: Tensor, rejected_rewards: Tensor, policy_chosen_l
         "logps/rejected": policy_rejected_logps.mean(),
     }
     return {name: value.detach() for name, value in metrics.items()}
-
-
-def check_beta(loss: str, beta: float) -> None:
-    """Raises ValueError unless beta is positive and finite."""
-    if not 0 < beta < float("inf"):
-        raise ValueError(f"{loss}: beta={beta} must be above 0 and finite")
-
-
-def check_lengths(loss: str, logps: Tensor, *lengths: Tensor) -> None:
-    """Raises ValueError unless every response has a length, of one token at least."""
-    for length in lengths:
-        if length.shape != logps.shape or not bool((length > 0).all()):
-            raise ValueError(f"{loss}: lengths must be {tuple(logps.shape)} numbers of tokens "
-                             f"above 0, found {length.tolist()}")
-
-
-def check_not_negative(loss: str, below: float = float("inf"), **settings: float) -> None:
-    """Raises ValueError, naming the setting, unless all are at least 0 and below a bound."""
-    for name, value in settings.items():
-        if not 0 <= value < below:
-            raise ValueError(f"{loss}: {name}={value} must be at least 0 and below {below}")
 
 
 # What dpo_train(loss=...) and --loss call by name.

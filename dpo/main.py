@@ -15,12 +15,11 @@ from data.lesson_rows import PREFERENCE_DATA
 from data.task import RowsConfig, Task, load_task
 from data.world import WorldConfig
 from dpo.evaluate import evaluate_label_accuracy, evaluate_preference_accuracy, implicit_rewards
-from dpo.loss import LOSSES
+from dpo.kto import check_kto
 from dpo.rounds import OnlineConfig, check_online, dpo_rounds
 from dpo.train import (
     ADVICE,
     HYPERPARAMETERS,
-    KTO_WEIGHTS,
     DPOConfig,
     check_used,
     dpo_train,
@@ -42,7 +41,7 @@ from minigpt.errors import UserError
 from minigpt.evaluation import evaluate_policy, show_before_and_after, signs_of_collapse
 from minigpt.judged import sampling_figures
 from minigpt.log import warn
-from minigpt.lora import LoraConfig, merged, policy_and_reference, weights_trained
+from minigpt.lora import LoraConfig, merge_lora, policy_and_reference, weights_trained
 from minigpt.metrics import accuracy_figures, preference_accuracy
 from minigpt.model import MiniGPT
 from minigpt.options import Settings, option
@@ -72,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_online(online, lora, rows.data is not None)
     kind = "prompts" if online.rounds else "unpaired" if config.loss == "kto" else "preferences"
     task = load_task(rows, world_config, config.seed, command.init, kind)
-    judge, judges = (None, 0) if online.judge is None else judge_of(online.judge, task, command)
+    judge, judges = judge_of(online.judge, task, command)
     if not (task.preferences or task.unpaired or command.init):
         raise UserError("--data holds prompts alone, so a model is needed to start from (--init)")
     start = starting_point(task, command, config)
@@ -87,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         policy, losses, margins = dpo_rounds(policy, reference, task.prompts, judge, online, config,
                                              command.max_new_tokens)
-    policy, reference = merged(policy), reference or start_again(command, config)
+    policy, reference = merge_lora(policy), reference or start_again(command, config)
     out = Path(config.out)
     save_checkpoint(policy, out / "model.pt")
     swept = beta_sweep(reference, task, command, config) if sweep.sweep else []
@@ -121,9 +120,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def check_loss(config: DPOConfig, lora: LoraConfig, online: OnlineConfig,
                sweep: SweepConfig) -> None:
-    """Raises UserError, before anything is trained, on settings that would change nothing."""
-    check_used(config, KTO_WEIGHTS if config.loss == "kto"
-               else parameters_of(LOSSES[config.loss], HYPERPARAMETERS))
+    """Raises UserError, before anything is trained, on settings that the loss cannot use."""
+    if config.loss == "kto":
+        check_kto(config)
+    else:
+        check_used(config, parameters_of(config.loss, HYPERPARAMETERS))
     if sweep.sweep and (lora.lora_rank or online.rounds or config.loss != "dpo"):
         raise UserError("--sweep trains DPO at other values of beta, on the given pairs: leave out "
                         "--loss, --lora-rank and --rounds")

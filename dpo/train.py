@@ -25,6 +25,7 @@ from minigpt.training import TrainingLoop
 # of real text, where raising beta alone made it worse: lessons/notes/what-did-not-work.md.
 ADVICE = dict.fromkeys(("kl_nats_per_response", "repetition", "finished_share"),
                        "lower --lr to a third, and keep --beta at 0.5 or more")
+Loss = str | Callable[..., Result]
 # What a loss may ask for.
 TENSORS = ("policy_chosen_logps", "policy_rejected_logps", "ref_chosen_logps", "ref_rejected_logps",
            "chosen_lengths", "rejected_lengths")
@@ -56,7 +57,7 @@ class DPOConfig(EpochConfig):
 
 def dpo_train(policy: MiniGPT, reference: MiniGPT | None, rows: Sequence[Mapping],
               num_epochs: int = DPOConfig.num_epochs, lr: float | None = None,
-              beta: float | None = None, *, loss: str | Callable[..., Result] = "dpo",
+              beta: float | None = None, *, loss: Loss = "dpo",
               **options) -> tuple[MiniGPT, list[float], list[float]]:
     """Train `policy` in place on preference rows; options: the fields of DPOConfig.
 
@@ -85,16 +86,14 @@ def dpo_train(policy: MiniGPT, reference: MiniGPT | None, rows: Sequence[Mapping
                 None if callable(loss) else loss)
     config = with_recipes(DPOConfig, (str(name), *recipes_of(policy)), loss=name,
                           num_epochs=num_epochs, lr=lr, beta=beta, **options)
-    loss_on_pairs = loss if callable(loss) else LOSSES[loss]
-    given = HYPERPARAMETERS if name else (*options, *["beta"] * (beta is not None))
-    asked = parameters_of(loss_on_pairs, given)
+    settings = HYPERPARAMETERS if name else (*options, *["beta"] * (beta is not None))
+    loss_function, asked = function_of(loss), parameters_of(loss, settings)
     check_used(config, asked, name_of(loss))
     policy, reference = checked_models(policy, reference, needs_reference(loss))
     examples = preference_examples(rows, policy.max_seq_len)
     batches = Batches(examples, config.batch_size * world_size(), config.seed)
-    frozen = [] if reference is None else [reference]
     loop = TrainingLoop({"policy": policy.train()}, config, batches, num_epochs * len(batches),
-                        frozen=frozen, identity={"loss": name_of(loss)})
+                        frozen=[reference], identity={"loss": name_of(loss)})
     optimizer, log = loop.optimizer, loop.log
     ref_logps = torch.zeros(len(examples), 2, device=policy.device)  # if no loss asks for them
     if needs_reference(loss):
@@ -104,37 +103,42 @@ def dpo_train(policy: MiniGPT, reference: MiniGPT | None, rows: Sequence[Mapping
         for batch in microbatches:
             with optimizer.precision():
                 policy_logps = response_logps(policy, batch)     # (B, 2)
-                offered = offers(batch, policy_logps, ref_logps[batch.indices], config)
-                value, metrics = checked(loss_on_pairs(**{name: offered[name] for name in asked}))
+                given = arguments(asked, batch, policy_logps, ref_logps[batch.indices], config)
+                value, metrics = checked_result(loss_function(**given))
             optimizer.backward(batch.weight * value)
             log.add({"loss": value, **metrics}, batch.weight)
         grad_norm = optimizer.step()                             # clip, step, clear
         log.write({"grad_norm": grad_norm})
-    return loop.gathered("policy").eval(), log.history["loss"], \
-        log.history.get("rewards/margins", [])
+    margins = log.history.get("rewards/margins", [])
+    return loop.gathered("policy").eval(), log.history["loss"], margins
 
 
-def offers(batch: Batch, policy_logps: Tensor, ref_logps: Tensor,
-           config: DPOConfig) -> dict[str, Tensor | float]:
-    """What a loss can ask for by name: log-probabilities and lengths (B,), and the settings."""
+def arguments(asked: Sequence[str], batch: Batch, policy_logps: Tensor, ref_logps: Tensor,
+              config: DPOConfig) -> dict[str, Any]:
+    """What a loss asks for, by name: log-probabilities and lengths (B,), and settings."""
     lengths = batch.response_lengths.to(policy_logps.dtype)      # (B, 2)
     tensors = (*policy_logps.unbind(1), *ref_logps.unbind(1), *lengths.unbind(1))
-    return {**dict(zip(TENSORS, tensors, strict=True)),
-            **{name: getattr(config, name) for name in HYPERPARAMETERS}}
+    offered = {**dict(zip(TENSORS, tensors, strict=True)), **vars(config)}
+    return {name: offered[name] for name in asked}
 
 
-def parameters_of(loss: Callable[..., Result], given: Sequence[str] = ()) -> list[str]:
-    """The names that a loss asks for; of settings with a default of their own, those `given`.
+def function_of(loss: Loss) -> Callable[..., Result]:
+    """A loss given by its name, or itself."""
+    return LOSSES[loss] if isinstance(loss, str) else loss
+
+
+def parameters_of(loss: Loss, settings: Sequence[str] = ()) -> list[str]:
+    """The names that a loss asks for; of those with a default of their own, these `settings`.
 
     A parameter of another name keeps its default; one without raises ValueError.
     """
-    asked = []
-    of_call = loss.forward if isinstance(loss, nn.Module) else loss
-    for name, parameter in inspect.signature(of_call).parameters.items():
+    asked, function = [], function_of(loss)
+    function = function.forward if isinstance(function, nn.Module) else function
+    for name, parameter in inspect.signature(function).parameters.items():
         optional = parameter.default is not parameter.empty
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        if name in TENSORS or (name in HYPERPARAMETERS and (name in given or not optional)):
+        if name in TENSORS or (name in HYPERPARAMETERS and (name in settings or not optional)):
             asked.append(name)
         elif not optional:
             raise ValueError(f"the loss {name_of(loss)} has a parameter {name!r}, which is not "
@@ -142,12 +146,9 @@ def parameters_of(loss: Callable[..., Result], given: Sequence[str] = ()) -> lis
     return asked
 
 
-def needs_reference(loss: str | Callable[..., Result]) -> bool:
+def needs_reference(loss: Loss) -> bool:
     """Whether a loss compares the policy with a reference."""
-    if loss == "kto" or (loss not in LOSSES and isinstance(loss, str)):
-        return True
-    parameters = parameters_of(LOSSES[loss] if isinstance(loss, str) else loss)
-    return any(name.startswith("ref_") for name in parameters)
+    return loss == "kto" or any(name.startswith("ref_") for name in parameters_of(loss))
 
 
 def check_used(config: DPOConfig, asked: Sequence[str], loss: str | None = None) -> None:
@@ -158,7 +159,7 @@ def check_used(config: DPOConfig, asked: Sequence[str], loss: str | None = None)
                             f"{loss or config.loss} does not use it")
 
 
-def checked(result: Any) -> Result:
+def checked_result(result: Any) -> Result:
     """What a loss returned.  Raises ValueError unless it is (loss, metrics)."""
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], Tensor)
             and result[0].dim() == 0):

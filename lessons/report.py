@@ -2,13 +2,14 @@
 
 import base64
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from lessons.charts import save_frontier, save_frontier_of_seeds, save_ppo_over_time
 from minigpt.disk import write_json
+from minigpt.plots import pyplot
 
 # column title, key in results["methods"][name], format
 COLUMNS = (
@@ -31,17 +32,34 @@ COLUMNS = (
 )
 LOWER_IS_WORSE = ("preference_accuracy", "true_reward", "share_of_possible_gain", "right_share",
                   "win_rate_against_sft", "finished_share", "distinct_2", "limit_at_this_kl")
+COSTS = ("models_in_memory", "peak_memory_mb", "training_seconds", "tokens_sampled",
+         "tokens_trained")
 STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26,
            11: 2.23, 12: 2.20}  # of a 95 % interval, by the number of seeds; it falls to 1.96
 
 
-def method_table(methods: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+def one_cell(key: str, value: float, spec: str) -> str:
+    """A figure of one seed."""
+    return format(value, spec)
+
+
+def seeds_cell(key: str, values: Sequence[float], spec: str) -> str:
+    """The mean of a figure over the seeds +- its interval (the worst); of costs the mean alone."""
+    if key in COSTS:
+        return format(mean(values), spec)
+    worst = min(values) if key in LOWER_IS_WORSE else max(values)
+    half = STUDENT.get(len(values), 2.2) * stdev(values) / len(values) ** 0.5
+    return f"{mean(values):{spec}} +-{half:{spec.lstrip('+')}} ({worst:{spec}})"
+
+
+def method_table(methods: Mapping[str, Mapping[str, Any]],
+                 cell: Callable[[str, Any, str], str] = one_cell) -> list[list[str]]:
     """The header and one row of cells per method; columns that no method has are left out."""
     columns = [column for column in COLUMNS
                if any(column[1] in figures for figures in methods.values())]
     rows = [["", *(title for title, _, _ in columns)]]
     for name, figures in methods.items():
-        rows.append([name, *(format(figures[key], spec) if key in figures else "-"
+        rows.append([name, *(cell(key, figures[key], spec) if key in figures else "-"
                              for _, key, spec in columns)])
     return rows
 
@@ -95,22 +113,15 @@ def write_report(out: str, results: Mapping[str, Any],
     table = method_table(results["methods"])
     if "limit" in results:
         table.append(limit_line(results, table))
-    figures = [path for path in (save_frontier(folder / "frontier.png", results),
-                                 save_ppo_over_time(folder / "ppo_over_time.png", results))
-               if path]
+    figures = [save_frontier(folder / "frontier.png", results),
+               save_ppo_over_time(folder / "ppo_over_time.png", results)]
     sections = [("Ways from one model", table)]
     if "sweep" in results:
         sections.append(("DPO at four values of beta", sweep_table(results["sweep"])))
     answers = [["prompt", *samples[0][1]],
                *([prompt, *texts.values()] for prompt, texts in samples)]
     sections.append(("What they say (one sample each)", answers))
-    lines = notes(results)
-    (folder / "report.md").write_text(as_markdown(sections, lines, figures), encoding="utf-8")
-    (folder / "report.html").write_text(as_html(sections, lines, figures), encoding="utf-8")
-    print(as_text(table))
-    print("\n" + "\n".join(lines))
-    print(f"\nreport: {folder / 'report.md'} and {folder / 'report.html'}"
-          + ("" if figures else " (for figures: pip install -e '.[plots]' -c constraints.txt)"))
+    publish(folder, sections, notes(results), figures)
 
 
 def write_report_of_seeds(out: str, results: Sequence[Mapping[str, Any]],
@@ -124,7 +135,7 @@ def write_report_of_seeds(out: str, results: Sequence[Mapping[str, Any]],
     figures = {name: {key: [one["methods"][name][key] for one in results]
                       for key in results[0]["methods"][name]
                       if all(key in one["methods"][name] for one in results)} for name in names}
-    table = seeds_table(figures)
+    table = method_table(figures, seeds_cell)
     advice = [["", "when to take it"], *([name, when[name]] for name in names if name in when)]
     seeds = ", ".join(str(one["seed"]) for one in results)
     lines = [f"Seeds {seeds}: the mean and, in brackets, the worst of them (of KL the largest; "
@@ -132,37 +143,25 @@ def write_report_of_seeds(out: str, results: Sequence[Mapping[str, Any]],
              "by Student's t, which is wide for so few seeds: two methods whose intervals overlap "
              "are not told apart."]
     sections = [(f"Mean and worst of {len(results)} seeds", table), ("When to take which", advice)]
-    path = save_frontier_of_seeds(folder / "frontier.png", results)
-    paths = [path] if path else []
     write_json(folder / "results.json", {
         "seeds": [one["seed"] for one in results], "methods": figures,
         "seconds": [one["seconds"] for one in results]})
-    (folder / "report.md").write_text(as_markdown(sections, lines, paths), encoding="utf-8")
-    (folder / "report.html").write_text(as_html(sections, lines, paths), encoding="utf-8")
-    print(as_text(table))
+    publish(folder, sections, lines, [save_frontier_of_seeds(folder / "frontier.png", results)])
+
+
+def publish(folder: Path, sections: Sequence[tuple[str, list[list[str]]]], lines: Sequence[str],
+            figures: Sequence[Path | None]) -> None:
+    """Write report.md and report.html; print the first table, the notes, and where the report is.
+
+    figures: the path of each, None where it was not made.
+    """
+    made = [path for path in figures if path]
+    (folder / "report.md").write_text(as_markdown(sections, lines, made), encoding="utf-8")
+    (folder / "report.html").write_text(as_html(sections, lines, made), encoding="utf-8")
+    print(as_text(sections[0][1]))
     print("\n" + "\n".join(lines))
-    print(f"\nreport: {folder / 'report.md'} and {folder / 'report.html'}")
-
-
-def seeds_table(methods: Mapping[str, Mapping[str, Sequence[float]]]) -> list[list[str]]:
-    """The header and one row of cells per method: mean +- interval (worst)."""
-    columns = [column for column in COLUMNS
-               if any(column[1] in figures for figures in methods.values())]
-    rows = [["", *(title for title, _, _ in columns)]]
-    for name, figures in methods.items():
-        rows.append([name, *(seeds_cell(key, figures[key], spec) if key in figures else "-"
-                             for _, key, spec in columns)])
-    return rows
-
-
-def seeds_cell(key: str, values: Sequence[float], spec: str) -> str:
-    """The mean of a figure over the seeds, its interval, and the worst."""
-    worst = min(values) if key in LOWER_IS_WORSE else max(values)
-    if key in ("models_in_memory", "peak_memory_mb", "training_seconds", "tokens_sampled",
-               "tokens_trained"):
-        return format(mean(values), spec)
-    half = STUDENT.get(len(values), 2.2) * stdev(values) / len(values) ** 0.5
-    return f"{mean(values):{spec}} +-{half:{spec.lstrip('+')}} ({worst:{spec}})"
+    print(f"\nreport: {folder / 'report.md'} and {folder / 'report.html'}"
+          + ("" if pyplot() else " (for figures: pip install -e '.[plots]' -c constraints.txt)"))
 
 
 def sweep_table(sweep: Sequence[Mapping[str, float]]) -> list[list[str]]:

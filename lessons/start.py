@@ -148,5 +148,6 @@ def train_base(world: World, seed: int) -> MiniGPT:
 
 def train_reward(sft: MiniGPT, world: World, seed: int) -> RewardModel:
     """Trained on the preferences, with its zero at the SFT model's own answers."""
-    return train_centered(sft, world.preferences, world.prompts, RewardConfig(seed=seed, **REWARD),
-                          LONGEST_ANSWER, samples=4)[0]
+    (model,), _, _ = train_centered(sft, world.preferences, world.prompts,
+                                    RewardConfig(seed=seed, **REWARD), LONGEST_ANSWER, samples=4)
+    return model

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from minigpt.disk import write_atomically
 from minigpt.errors import UserError
-from minigpt.lora import merged
+from minigpt.lora import merge_lora
 from minigpt.model import MiniGPT
 from minigpt.weights import first_not_finite, plain_names, unwrapped
 
@@ -49,7 +49,7 @@ def save_checkpoint(model: nn.Module, path: str | Path) -> None:
     weight is not finite; then nothing is written.
     """
     kinds = model_kinds()
-    plain: Any = merged(unwrapped(model))
+    plain: Any = merge_lora(unwrapped(model))
     kind = type(plain)
     if kind not in kinds.values():
         raise UserError(f"a {kind.__name__} cannot be saved as a checkpoint, since it could not be "

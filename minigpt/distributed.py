@@ -12,13 +12,15 @@ over all processes (FSDP2).
 import copy
 import os
 import sys
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
 
 
 def start(device: str) -> None:
@@ -75,6 +77,20 @@ def barrier() -> None:
     """Wait until every process is here."""
     if dist.is_initialized():
         dist.barrier()
+
+
+def share_of(items: Sequence[T]) -> Sequence[T]:
+    """This process's part of a list that all processes have."""
+    return items[rank()::world_size()]
+
+
+def all_shares(mine: Sequence[T]) -> list[T]:
+    """What all processes made of their `share_of` a list, in its order."""
+    if not dist.is_initialized():
+        return list(mine)
+    shares: list[Any] = [None] * world_size()
+    dist.all_gather_object(shares, mine)
+    return [shares[i % len(shares)][i // len(shares)] for i in range(sum(map(len, shares)))]
 
 
 def totals(values: Mapping[str, float], device: torch.device) -> dict[str, float]:

@@ -7,10 +7,10 @@ adapters off it stays that model for ever: it is its own reference, and no copy 
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -67,16 +67,43 @@ def add_lora(model: MiniGPT, rank: int, alpha: float | None = None, seed: int = 
     """
     check_rank(rank, model.settings["embed_dim"])
     if adapters_of(model):
-        raise UserError("the model has adapters already: minigpt.lora.merged adds them to its "
-                        "weights")
+        raise UserError("the model has adapters already: merge_lora returns it with them merged "
+                        "into its weights")
     alpha = 2 * rank if alpha is None else alpha
     generator = seeded(seed, "lora")
     model.requires_grad_(False)
+    replace_layers(model, nn.Linear, lambda layer: LoraLinear(layer, rank, alpha, generator))
+    return model
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Within the block the model is what it was before `add_lora`, bit for bit."""
+    adapters = adapters_of(model)
+    for layer in adapters:
+        layer.on = False
+    try:
+        yield
+    finally:
+        for layer in adapters:
+            layer.on = True
+
+
+def merge_lora(model: M) -> M:
+    """A plain copy of the model, its adapters added to its weights; a plain model as it is."""
+    if not adapters_of(model):
+        return model
+    plain = copy.deepcopy(unwrapped(model))
+    replace_layers(plain, LoraLinear, LoraLinear.merged)
+    return plain.requires_grad_(True)
+
+
+def replace_layers(model: nn.Module, kind: type, make: Callable[[Any], nn.Module]) -> None:
+    """Put make(layer) in the place of every layer of this kind."""
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
-            if isinstance(layer, nn.Linear):
-                setattr(parent, name, LoraLinear(layer, rank, alpha, generator))
-    return model
+            if isinstance(layer, kind):
+                setattr(parent, name, make(layer))
 
 
 def check_rank(rank: int | None, width: int) -> None:
@@ -105,7 +132,7 @@ def check_own_reference(policy: nn.Module) -> None:
     """Raises ValueError unless the policy without its adapters can be its own reference."""
     adapters = adapters_of(policy)
     if not adapters:
-        raise ValueError("reference=None needs a policy with adapters (minigpt.lora.add_lora), "
+        raise ValueError("reference=None needs a policy with adapters (minigpt.add_lora), "
                          "which without them is its own reference; else pass a reference")
     trained = {id(weight) for layer in adapters for weight in (layer.A, layer.B)}
     for name, weight in policy.named_parameters():
@@ -136,26 +163,8 @@ def as_reference(policy: MiniGPT, reference: MiniGPT | None) -> Iterator[MiniGPT
         yield reference
         return
     check_own_reference(policy)
-    adapters = adapters_of(policy)
-    for layer in adapters:
-        layer.on = False
-    try:
+    with adapters_off(policy):
         yield policy
-    finally:
-        for layer in adapters:
-            layer.on = True
-
-
-def merged(model: M) -> M:
-    """A plain copy of the model, its adapters added to its weights; a plain model as it is."""
-    if not adapters_of(model):
-        return model
-    plain = copy.deepcopy(unwrapped(model))
-    for parent in list(plain.modules()):
-        for name, layer in list(parent.named_children()):
-            if isinstance(layer, LoraLinear):
-                setattr(parent, name, layer.merged())
-    return plain.requires_grad_(True)
 
 
 def policy_and_reference(start: MiniGPT, lora: LoraConfig, seed: int,

@@ -2,9 +2,10 @@
 
 import argparse
 import difflib
+import operator
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from types import UnionType
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
@@ -26,6 +27,10 @@ def option(default: Any, help: str, choices: tuple | None = None, *, at_least: f
                                             "positional": positional})
 
 
+LIMITS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le,
+          "below": operator.lt}
+
+
 @dataclass
 class Settings:
     """A dataclass whose fields are options.  Raises UserError, naming the first that is wrong."""
@@ -34,17 +39,18 @@ class Settings:
         hints = get_type_hints(type(self))
         for setting in fields(self):
             value = getattr(self, setting.name)
-            wrong = fault(value, hints[setting.name], **_limits(setting.metadata))
+            wrong = fault(value, hints[setting.name], setting.metadata)
             if wrong is not None:
                 raise UserError(f"{setting.name}={value!r} {wrong} (on the command line "
                                 f"{flag_of(setting.name)})")
 
 
-def fault(value: Any, hint: Any, choices: tuple | None = None, at_least: float | None = None,
-          above: float | None = None, at_most: float | None = None,
-          below: float | None = None) -> str | None:
-    """What is wrong with the value of a setting of this type, in words; None if nothing is."""
-    kinds = _kinds(hint)
+def fault(value: Any, hint: Any, limits: Mapping[str, Any]) -> str | None:
+    """What is wrong with the value of a setting of this type, in words; None if nothing is.
+
+    limits: those of `option`.
+    """
+    kinds, choices = _kinds(hint), limits.get("choices")
     if value is None:
         return None if type(None) in kinds else "must have a value"
     kind = next(kind for kind in kinds if kind is not type(None))
@@ -58,27 +64,18 @@ def fault(value: Any, hint: Any, choices: tuple | None = None, at_least: float |
         item, = get_args(kind)
         if not isinstance(value, list):
             return "must be a list"
-        faults = [fault(one, item, choices, at_least, above, at_most, below) for one in value]
+        faults = [fault(one, item, limits) for one in value]
         return next((f"holds {one!r}, which {wrong}" for one, wrong
                      in zip(value, faults, strict=True) if wrong), None)
     if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
         return "must be a whole number" if kind is int else "must be a number"
     if not abs(value) <= sys.float_info.max:  # nan is not, either
         return "must be finite"
-    if at_least is not None and value < at_least:
-        return f"must be at least {at_least:g}"
-    if above is not None and value <= above:
-        return f"must be above {above:g}"
-    if at_most is not None and value > at_most:
-        return f"must be at most {at_most:g}"
-    if below is not None and value >= below:
-        return f"must be below {below:g}"
+    for name, keeps in LIMITS.items():
+        limit = limits.get(name)
+        if limit is not None and not keeps(value, limit):
+            return f"must be {name.replace('_', ' ')} {limit:g}"
     return None
-
-
-def _limits(metadata: Any) -> dict[str, Any]:
-    names = ("choices", "at_least", "above", "at_most", "below")
-    return {name: metadata.get(name) for name in names}
 
 
 def flag_of(name: str) -> str:

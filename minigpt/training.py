@@ -59,12 +59,13 @@ class TrainingLoop:
     """Runs the optimizer steps of one training run, from its start or from a checkpoint.
 
     models: what is trained, by name; lrs: their learning rates where they differ from config.lr.
-    frozen: the models that are only read; a resumed run must have the same, and the same examples.
+    frozen: the models that are only read (or None, for none); a resumed run must have the same, and
+    the same examples.
     state: what else a resumed run must know; identity: what else it must have in common.
     """
 
     def __init__(self, models: dict[str, nn.Module], config: TrainingConfig, batches: Batches,
-                 num_steps: int, frozen: Sequence[nn.Module] = (),
+                 num_steps: int, frozen: Sequence[nn.Module | None] = (),
                  lrs: dict[str, float] | None = None, eps: float = 1e-8,
                  state: dict[str, Any] | None = None, identity: dict[str, Any] | None = None):
         keep_freed_memory()
@@ -73,7 +74,7 @@ class TrainingLoop:
         self._signal = 0
         self.folder, saved = None, None
         if config.out is not None:
-            everything = [*models.values(), *frozen]
+            everything = [*models.values(), *(model for model in frozen if model is not None)]
             self.folder = RunFolder(config.out, identity_of(
                 config, batches.examples, everything, num_steps) | (identity or {}))
             saved = self.folder.open(models, config.resume, config.overwrite)

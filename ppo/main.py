@@ -23,7 +23,7 @@ from minigpt.command import CommandConfig, begin, peak_memory_mb, report, run_co
 from minigpt.errors import UserError
 from minigpt.evaluation import evaluate_policy, show_before_and_after, signs_of_collapse
 from minigpt.log import warn
-from minigpt.lora import LoraConfig, merged, policy_and_reference, weights_trained
+from minigpt.lora import LoraConfig, merge_lora, policy_and_reference, weights_trained
 from minigpt.model import MiniGPT
 from minigpt.plots import running_mean, save_curves
 from minigpt.run_folder import read_history
@@ -32,7 +32,7 @@ from ppo.train import ADVICE, PPOConfig, check_groups, ppo_training
 from reward.combine import Reward
 from reward.evaluate import score
 from reward.model import RewardModel
-from reward.start import RewardFileConfig, check_files, check_rewards, reward_of
+from reward.start import RewardFileConfig, check_rewards, reward_of
 from reward.train import train_reward_model
 from sft.start import check_lora, doubts_about, start_again, start_figures, starting_point
 
@@ -45,9 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     command, rows, config, lora, world_config, rewards = begin(
         __doc__, argv, CommandConfig, RowsConfig, PPOConfig, LoraConfig, WorldConfig,
         RewardFileConfig, out="runs/ppo")
-    check_rewards(rewards.reward, rewards.reward_weights, rows.data is not None,
-                  rewards.reward_combine)
-    check_files(rewards.reward)
+    check_rewards(rewards, rows.data is not None)
     check_groups(config.advantage, config)
     check_lora(lora, command)
     task = load_task(rows, world_config, config.seed, command.init, "prompts")
@@ -55,13 +53,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--data holds prompts alone, so PPO needs a model to start from (--init) "
                         "and a reward model (--reward)")
     start = starting_point(task, command, config)
-    reward = reward_of(rewards.reward, rewards.reward_weights, rewards.reward_combine, start, task,
-                       command, config)
+    reward = reward_of(rewards, start, task, command, config)
     policy, reference = policy_and_reference(start, lora, config.seed)
     models, trained = models_in_memory(policy, reference, reward, config), weights_trained(policy)
     policy, _, _ = ppo_training(policy, reference, reward, task.prompts, measure=task.measure,
                                 **vars(config))
-    policy, reference = merged(policy), reference or start_again(command, config)
+    policy, reference = merge_lora(policy), reference or start_again(command, config)
     out = Path(config.out)
     save_checkpoint(policy, out / "model.pt")
     if distributed.rank() > 0:  # only the first process reports

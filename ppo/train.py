@@ -23,7 +23,7 @@ from minigpt.examples import check_texts, tokenize_example
 from minigpt.kl import kl_k1, kl_k3
 from minigpt.log import warn
 from minigpt.logprobs import token_logps
-from minigpt.lora import checked_models, merged, recipes_of
+from minigpt.lora import checked_models, merge_lora, recipes_of
 from minigpt.metrics import masked_mean
 from minigpt.model import MiniGPT
 from minigpt.options import option
@@ -37,7 +37,7 @@ from ppo.advantages import flat_groups, gae, grpo_advantages, rloo_advantages, w
 from ppo.loss import ppo_loss, value_loss
 from ppo.metrics import UpdateMetrics, explained_variance, rollout_metrics
 from ppo.rollout import Experience, Rollout, RolloutMaker, Sampler
-from reward.combine import AnyReward, Ensemble, Reward, as_reward
+from reward.combine import AnyReward, Reward, as_reward
 from reward.model import RewardModel
 
 Advantage = str | Callable[[Rollout], Tensor]  # "gae", one of GROUP_ADVANTAGES, or a function
@@ -143,11 +143,9 @@ def ppo_training(policy: MiniGPT, reference: MiniGPT | None, reward: AnyReward,
     elif value_model is not None:
         raise ValueError(f"advantage={name_of(advantage)!r} has no use for a value_model: only "
                          "'gae' has")
-    compare = advantage if callable(advantage) else in_groups(advantage)
     roll_out = RolloutMaker(reference, reward, config.max_new_tokens, config.missing_eos_penalty,
                             config.samples_per_prompt, kl_estimator, sample)
-    frozen = [model for model in (reference, reward) if model is not None]
-    loop = TrainingLoop(models, config, batches, num_episodes, frozen=frozen,
+    loop = TrainingLoop(models, config, batches, num_episodes, frozen=[reference, reward],
                         lrs={"value": config.value_lr}, eps=1e-5,       # as in OpenAI's code
                         state={"kl_coeff": config.kl_coeff},            # kept in checkpoints
                         identity={"advantage": name_of(advantage), "sample": name_of(sample),
@@ -171,7 +169,7 @@ def ppo_training(policy: MiniGPT, reference: MiniGPT | None, reward: AnyReward,
                 if config.whiten:                      # after the returns were made from them
                     advantages = whiten(advantages, rollout.mask)
             else:
-                advantages = checked(compare(rollout), rollout)                # (B, T)
+                advantages = compared(rollout, advantage)                      # (B, T)
                 values = returns = torch.zeros_like(advantages)
         experience = Experience(rollout.batch, rollout.logps, rollout.ref_logps, advantages, values,
                                 returns)
@@ -216,8 +214,19 @@ def ppo_training(policy: MiniGPT, reference: MiniGPT | None, reward: AnyReward,
         log.history["objective/kl_exact"]
 
 
-def checked(advantages: Tensor, rollout: Rollout) -> Tensor:
-    """Advantages of a function of one's own.  Raises ValueError unless they are (B, T)."""
+def compared(rollout: Rollout, advantage: Advantage) -> Tensor:
+    """Advantages without a value model, (B, T): of groups, or by a function of one's own.
+
+    Those of "rloo" and "grpo" are the same for all tokens of a response.  The loss is a mean over
+    all tokens of a minibatch, as PPO's; GRPO's paper takes the mean of each response first, which
+    favours short ones among the good (Liu et al. 2025, arXiv:2503.20783).
+    Raises ValueError if a function's are not (B, T).
+    """
+    batch = rollout.batch
+    if not callable(advantage):
+        returns = batch.response_sums(rollout.rewards)                         # (B, k)
+        return batch.on_tokens(GROUP_ADVANTAGES[advantage](returns))
+    advantages = advantage(rollout)
     if advantages.shape != rollout.mask.shape:
         raise ValueError(f"the advantage function returned {tuple(advantages.shape)}, but (B, T) = "
                          f"{tuple(rollout.mask.shape)} is needed: rollout.batch.on_tokens makes it "
@@ -225,27 +234,13 @@ def checked(advantages: Tensor, rollout: Rollout) -> Tensor:
     return advantages
 
 
-def in_groups(advantage: str) -> Callable[[Rollout], Tensor]:
-    """"rloo" or "grpo" of a rollout's returns, the same for all tokens of a response: (B, T).
-
-    The loss is a mean over all tokens of a minibatch, as PPO's; GRPO's paper takes the mean of each
-    response first, which favours short ones among the good (Liu et al. 2025, arXiv:2503.20783).
-    """
-    def compare(rollout: Rollout) -> Tensor:
-        returns = rollout.batch.response_sums(rollout.rewards)                 # (B, k)
-        return rollout.batch.on_tokens(GROUP_ADVANTAGES[advantage](returns))
-
-    return compare
-
-
 def first_value_model(reward: Reward, policy: MiniGPT) -> RewardModel:
     """A copy of the reward model, or of the first in an ensemble; else the policy with a zero head.
     """
-    of_ensemble = reward.members if isinstance(reward, Ensemble) else [reward]
-    known = next((member for member in of_ensemble if isinstance(member, RewardModel)), None)
+    known = next((model for model in reward.modules() if isinstance(model, RewardModel)), None)
     if known is not None:
         return copy.deepcopy(known).requires_grad_(True)
-    value_model = RewardModel.from_policy(merged(policy))
+    value_model = RewardModel.from_policy(merge_lora(policy))
     nn.init.zeros_(value_model.head.weight)
     return value_model
 

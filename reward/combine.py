@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from minigpt.batching import Batch
 from minigpt.model import MiniGPT
+from minigpt.settings import name_of
 from minigpt.tokenizer import decode
 from minigpt.weights import unwrapped
 from reward.model import RewardModel
@@ -102,8 +103,7 @@ class FunctionReward(nn.Module):
 
     @property
     def settings(self) -> dict[str, str]:
-        function: Any = self.function
-        return {"function": getattr(function, "__qualname__", type(function).__qualname__)}
+        return {"function": name_of(self.function)}
 
     @torch.no_grad()
     def rewards(self, batch: Batch) -> Tensor:
@@ -114,23 +114,22 @@ class FunctionReward(nn.Module):
         that is not finite; it names the prompt and the response.
         """
         prompts, responses = texts_of(batch)
+        name = f"the reward function {name_of(self.function)}"
         try:
-            found = self._call(prompts, responses)
+            found = self._scores(prompts, responses)
         except Exception as error:
-            raise ValueError(f"{self._name} failed on {self._culprit(prompts, responses)}: "
+            raise ValueError(f"{name} failed on {self._culprit(prompts, responses)}: "
                              f"{type(error).__name__}: {error}") from error
         if len(found) != len(responses):
-            raise ValueError(f"{self._name} gave {len(found)} scores for {len(responses)} "
-                             "responses")
+            raise ValueError(f"{name} gave {len(found)} scores for {len(responses)} responses")
         scores = torch.tensor([_number(score) for score in found], dtype=torch.float32)
         if not scores.isfinite().all():
-            index = scores.isfinite().tolist().index(False)
-            raise ValueError(f"{self._name} gave {found[index]!r}, which is not a finite number, "
-                             f"for the prompt {prompts[index]!r} and the response "
-                             f"{responses[index]!r}")
+            i = scores.isfinite().tolist().index(False)
+            raise ValueError(f"{name} gave {found[i]!r}, which is not a finite number, for the "
+                             f"prompt {prompts[i]!r} and the response {responses[i]!r}")
         return scores.view(len(batch.token_ids), -1).to(batch.token_ids.device)
 
-    def _call(self, prompts: list[str], responses: list[str]) -> list[Any]:
+    def _scores(self, prompts: list[str], responses: list[str]) -> list[Any]:
         found: Any = self.function([*prompts], [*responses])
         if hasattr(found, "tolist"):  # a tensor or an array
             found = found.tolist()
@@ -142,14 +141,10 @@ class FunctionReward(nn.Module):
         """The first response on which the function fails alone, in words."""
         for prompt, response in zip(prompts, responses, strict=True):
             try:
-                self._call([prompt], [response])
+                self._scores([prompt], [response])
             except Exception:
                 return f"the prompt {prompt!r} and the response {response!r}"
         return f"the whole batch of {len(responses)} responses, but on none of them alone"
-
-    @property
-    def _name(self) -> str:
-        return f"the reward function {self.settings['function']}"
 
 
 def _number(score: Any) -> float:

@@ -14,47 +14,47 @@ from minigpt.metrics import preference_accuracy
 from reward.combine import AnyReward, Ensemble, Reward, as_reward
 
 
-def score(reward: AnyReward, prompts: Sequence[str], responses: Sequence[Text],
+def score(model: AnyReward, prompts: Sequence[str], responses: Sequence[Text],
           batch_size: int = 128) -> Tensor:
     """The reward of each response, a text or ids as `generate` returned them: (B,).
 
-    reward: a RewardModel, an Ensemble, or a function (prompts, responses) -> scores.
+    model: a RewardModel, an Ensemble, or a function (prompts, responses) -> scores.
     A pair longer than its max_seq_len is read up to there; one printed line says how many were.
     Raises ValueError if the two lists differ in length or are empty; TypeError if one of them is a
-    single string, or if `reward` is none.
+    single string, or if `model` is no reward.
     """
-    model = as_reward(reward)
+    reward = as_reward(model)
     check_texts("prompts", prompts)
     check_texts("responses", responses)
-    examples = tokenize_responses(prompts, responses, model.max_seq_len)
+    examples = tokenize_responses(prompts, responses, reward.max_seq_len)
     truncated = [index for index, example in enumerate(examples) if example.is_truncated]
-    print_row_count("truncated a response in", truncated, len(examples), model.max_seq_len)
+    print_row_count("truncated a response in", truncated, len(examples), reward.max_seq_len)
     if not examples:
         raise ValueError("prompts is empty: there is nothing to score")
-    return rewards_of_examples(model, Batches(examples, batch_size)).flatten()
+    return rewards_of_examples(reward, Batches(examples, batch_size)).flatten()
 
 
-def reward_margins(reward: AnyReward, rows: Sequence[Mapping]) -> Tensor:
+def reward_margins(model: AnyReward, rows: Sequence[Mapping]) -> Tensor:
     """Chosen reward minus rejected reward of each of N rows, on the CPU: (N,).
 
     Exactly 0 where the two responses are the same, also if only once truncated.
     Raises DataError naming a row that cannot be used.
     """
-    model = as_reward(reward)
-    examples = measured_examples(rows, model.max_seq_len)
-    rewards = rewards_of_examples(model, Batches(examples, 64)).cpu()
+    reward = as_reward(model)
+    examples = measured_examples(rows, reward.max_seq_len)
+    rewards = rewards_of_examples(reward, Batches(examples, 64)).cpu()
     chosen, rejected = with_exact_ties(rewards, examples).unbind(1)
     return chosen - rejected
 
 
-def rewards_of_examples(model: Reward, batches: Batches) -> Tensor:
+def rewards_of_examples(reward: Reward, batches: Batches) -> Tensor:
     """The reward of every response of every example, without a gradient: (N, k)."""
-    return map_examples(model.rewards, batches, model.device)
+    return map_examples(reward.rewards, batches, reward.device)
 
 
-def evaluate_reward_accuracy(reward: AnyReward, rows: Sequence[Mapping]) -> float:
+def evaluate_reward_accuracy(model: AnyReward, rows: Sequence[Mapping]) -> float:
     """Share of rows whose chosen response has the higher reward; a tie counts one half."""
-    return float(preference_accuracy(reward_margins(reward, rows)))
+    return float(preference_accuracy(reward_margins(model, rows)))
 
 
 def disagreement(ensemble: Ensemble, rows: Sequence[Mapping]) -> float:

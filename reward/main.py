@@ -38,7 +38,7 @@ from reward.evaluate import (
     score,
 )
 from reward.model import RewardModel
-from reward.start import CENTERING_PROMPTS, fresh_reward_model, member_configs, train_members
+from reward.start import CENTERING_PROMPTS, fresh_reward_model, member_configs, train_centered
 from reward.train import RewardConfig
 from sft.start import doubts_about, start_figures, starting_point
 
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     accuracy_before = evaluate_reward_accuracy(
         Ensemble([fresh_reward_model(sft_model, own) for own in configs]),
         task.heldout_preferences)
-    members, losses, accuracies = train_members(
+    members, losses, accuracies = train_centered(
         sft_model, task.preferences, task.prompts[:CENTERING_PROMPTS], config,
         command.max_new_tokens, ensemble.members)
     for own, member in zip(configs, members, strict=True):

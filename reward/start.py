@@ -14,7 +14,7 @@ from minigpt.command import CommandConfig, load_model
 from minigpt.errors import UserError
 from minigpt.evaluation import sample_responses
 from minigpt.examples import Text, check_texts
-from minigpt.judged import Judge
+from minigpt.judged import WORLD, Judge, check_named
 from minigpt.model import MiniGPT
 from minigpt.options import Settings, option
 from minigpt.recipes import below, settings_of_start
@@ -26,7 +26,6 @@ from reward.model import RewardModel
 from reward.train import RewardConfig, train_reward_model
 
 CENTERING_PROMPTS = 256  # training prompts whose SFT answers set the zero
-WORLD = "world"          # what --reward calls the verifiable reward of the little world
 
 
 @dataclass
@@ -34,8 +33,9 @@ class RewardFileConfig(Settings):
     """What judges the answers."""
 
     reward: list[str] | None = option(None, "checkpoints of reward models, or 'world': 1 for a "
-                                            "right and complete answer of the little world, else 0 "
-                                            "(by default the command trains a reward model)")
+                                            "right and complete answer of the little world, else "
+                                            "0; not its true reward (by default the command trains "
+                                            "a reward model)")
     reward_weights: list[float] | None = option(None, "a weight for each --reward: the reward is "
                                                       "their weighted sum")
     reward_combine: str = option("mean", "what several rewards make without weights: their mean, "
@@ -60,24 +60,13 @@ def center(model: RewardModel, prompts: Sequence[str], responses: Sequence[Text]
 
 
 def train_centered(sft_model: MiniGPT, rows: Sequence[Mapping], prompts: Sequence[str],
-                   config: RewardConfig, max_new_tokens: int, samples: int = 1
-                   ) -> tuple[RewardModel, list[float], list[float]]:
-    """A reward model trained on preference rows, with its zero at the SFT model's own answers.
+                   config: RewardConfig, max_new_tokens: int, members: int = 1, samples: int = 1
+                   ) -> tuple[list[RewardModel], list[float], list[float]]:
+    """Reward models trained on preference rows, with their zero at the SFT model's own answers.
 
-    `samples` answers to each of `prompts` set the zero.  Returns what `train_reward_model` does.
-    """
-    (model,), losses, accuracies = train_members(sft_model, rows, prompts, config, max_new_tokens,
-                                                 samples=samples)
-    return model, losses, accuracies
-
-
-def train_members(sft_model: MiniGPT, rows: Sequence[Mapping], prompts: Sequence[str],
-                  config: RewardConfig, max_new_tokens: int, members: int = 1, samples: int = 1
-                  ) -> tuple[list[RewardModel], list[float], list[float]]:
-    """Several reward models trained as `train_centered` does, to be the members of an ensemble.
-
-    They differ by `member_configs`, and have their zero at the same answers.  Returns them, and the
-    loss and the accuracy of every step, each the mean over the members.
+    members: how many, to be an ensemble; they differ by `member_configs`.
+    samples: how many answers to each of `prompts` set the zero.
+    Returns the models, and the loss and the accuracy of every step, each the mean over the members.
     """
     check_texts("prompts", prompts)
     runs = [train_reward_model(fresh_reward_model(sft_model, own), rows, **vars(own))
@@ -105,46 +94,33 @@ def member_configs(config: RewardConfig, members: int) -> list[RewardConfig]:
             for number in range(1, members + 1)]
 
 
-def check_rewards(paths: Sequence[str] | None, weights: Sequence[float] | None, has_data: bool,
-                  combine: str = "mean") -> None:
-    """Raises UserError if these settings of RewardFileConfig do not fit together, or not the data.
-
-    A command calls it before it trains anything.
-    """
-    count = len(paths or ())
-    if weights is not None and len(weights) != count:
-        raise UserError(f"--reward-weights has {len(weights)} weights for {count} rewards: give "
-                        "one for each --reward")
-    if weights is not None and combine != "mean":
+def check_rewards(config: RewardFileConfig, has_data: bool) -> None:
+    """Raises UserError, before anything is trained, if these settings do not fit together."""
+    paths, weights = config.reward or [], config.reward_weights
+    if weights is not None and len(weights) != len(paths):
+        raise UserError(f"--reward-weights has {len(weights)} weights for {len(paths)} rewards: "
+                        "give one for each --reward")
+    if weights is not None and config.reward_combine != "mean":
         raise UserError("--reward-weights makes a weighted sum of the rewards and --reward-combine "
-                        f"{combine} the least of them: choose one")
-    if has_data and WORLD in (paths or ()):
-        raise UserError(f"--reward {WORLD} needs the little world: leave out --data")
+                        f"{config.reward_combine} the least of them: choose one")
+    check_named("--reward", paths, has_data)
 
 
-def check_files(paths: Sequence[str] | None) -> None:
-    """Raises UserError, before anything is trained, if a --reward is not there."""
-    for path in paths or ():
-        if path != WORLD and not Path(path).is_file():
-            raise UserError(f"--reward {path}: there is no such file")
-
-
-def reward_of(paths: Sequence[str] | None, weights: Sequence[float] | None, combine: str,
-              reference: MiniGPT, task: Task, command: CommandConfig,
+def reward_of(rewards: RewardFileConfig, reference: MiniGPT, task: Task, command: CommandConfig,
               config: TrainingConfig) -> Reward:
-    """The reward for another stage: of --reward (see RewardFileConfig), or trained in its folder.
+    """The reward for another stage: of --reward, or trained in the folder of its run.
 
     Raises UserError as `check_rewards` does, and if a file holds no reward.
     """
-    check_rewards(paths, weights, task.world is None, combine)
-    if not paths:
+    check_rewards(rewards, task.world is None)
+    if not rewards.reward:
         return trained_reward_model(reference, task, command, config)
-    rewards = [named_reward(path, task, command) for path in paths]
-    if len(rewards) > 1 or weights is not None:
-        return Ensemble(rewards, combine, weights)
-    only, = rewards
-    if isinstance(only, Ensemble) and only.weights is None and combine != "mean":
-        return Ensemble(only.members, combine)
+    found = [named_reward(path, task, command) for path in rewards.reward]
+    if len(found) > 1 or rewards.reward_weights is not None:
+        return Ensemble(found, rewards.reward_combine, rewards.reward_weights)
+    only, = found
+    if isinstance(only, Ensemble) and only.weights is None and rewards.reward_combine != "mean":
+        return Ensemble(only.members, rewards.reward_combine)
     return only
 
 
@@ -153,6 +129,7 @@ def named_reward(path: str, task: Task, command: CommandConfig, option: str = "-
     if path != WORLD:
         return as_reward(load_model(path, (RewardModel, Ensemble), option, command.device))
     assert task.world is not None  # see check_rewards
+    print(f"--reward {WORLD}: 1 for a right and complete answer, else 0")
     return FunctionReward(task.world.verify)
 
 
@@ -162,20 +139,23 @@ def trained_reward_model(reference: MiniGPT, task: Task, command: CommandConfig,
     print("no --reward given: training a reward model")
     reward_config = settings_of_start(RewardConfig, "reward", config, command.quick,
                                       task.world is None)
-    reward, _, _ = train_centered(reference, task.preferences, task.prompts[:CENTERING_PROMPTS],
-                                  reward_config, command.max_new_tokens)
+    (reward,), _, _ = train_centered(reference, task.preferences, task.prompts[:CENTERING_PROMPTS],
+                                     reward_config, command.max_new_tokens)
     save_checkpoint(reward, Path(reward_config.out) / "model.pt")
     return reward
 
 
-def judge_of(path: str, task: Task, command: CommandConfig) -> tuple[Judge, int]:
+def judge_of(path: str | None, task: Task, command: CommandConfig) -> tuple[Judge | None, int]:
     """What --judge names, as a function (prompts, responses) -> scores, and its number of models.
 
-    'world' is the true reward here: a judge ranks answers, so it may know more than right or wrong.
+    A judge ranks answers, so 'world' is the true reward here, which knows more than right or wrong.
     """
+    if path is None:
+        return None, 0
     if path != WORLD:
         reward = named_reward(path, task, command, "--judge")
         return partial(score, reward), len(getattr(reward, "members", [reward]))
     assert task.world is not None  # see check_rounds
+    print(f"--judge {WORLD}: the little world's true reward, which is more than right or wrong")
     true_reward = task.world.true_reward
     return (lambda prompts, responses: list(map(true_reward, prompts, responses))), 0

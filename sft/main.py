@@ -52,9 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         out="runs/sft")
     check_rounds(rejection, rows.data is not None)
     task = load_task(rows, world_config, config.seed, command.init, "demonstrations")
-
-    judge, judges = (None, 0) if rejection.judge is None else \
-        judge_of(rejection.judge, task, command)
+    judge, judges = judge_of(rejection.judge, task, command)
     if command.init:
         base = load_model(command.init, MiniGPT, "--init", command.device)
     else:

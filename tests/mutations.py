@@ -23,6 +23,7 @@ import torch
 
 TARGETS = {  # file -> the tests that should notice
     "dpo/loss.py": ["tests/dpo/test_dpo_loss.py", "tests/dpo/test_losses.py"],
+    "dpo/checks.py": ["tests/dpo/test_dpo_loss.py", "tests/dpo/test_losses.py"],
     "reward/loss.py": ["tests/reward/test_reward_loss.py"],
     "sft/loss.py": ["tests/sft/test_sft_loss.py"],
     "ppo/loss.py": ["tests/ppo/test_ppo_loss.py"],

@@ -7,12 +7,13 @@ import torch
 
 from data import DataError
 from data.examples import unpaired_examples
-from dpo import dpo_train, kto_train
+from dpo import dpo_train, kto_train, main
 from dpo.evaluate import evaluate_label_accuracy
 from dpo.kto import reference_point, weights_of
 from dpo.train import DPOConfig
 from minigpt import sequence_logps
 from minigpt.batching import Batches
+from minigpt.errors import UserError
 from minigpt.recipes import RECIPES, Recipe
 from minigpt.run_folder import read_history
 from sft import sft_train
@@ -225,6 +226,13 @@ def test_what_gives_no_reference_point_or_one_label_is_refused(make_model, copy_
         kto_train(copy_of(model), model, rows, **FIXED | settings, out=str(tmp_path / "run"))
     assert isinstance(error.value, DataError) == (not settings)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_command_refuses_batches_of_one_row_before_it_reads_or_trains_anything(tmp_path,
+                                                                                  monkeypatch):
+    monkeypatch.setattr(main, "load_task", None)
+    with pytest.raises(UserError, match="batch_size=1 leaves KTO no reference point"):
+        main.main(["--loss", "kto", "--batch-size", "1", "--out", str(tmp_path)])
 
 
 def test_rows_that_fit_with_one_label_alone_are_refused(make_model, copy_of):

@@ -12,7 +12,7 @@ from minigpt import generate
 from minigpt.errors import UserError
 from minigpt.judged import Judged, sample_judged
 from minigpt.log import MetricLog
-from minigpt.lora import LoraConfig, add_lora, merged
+from minigpt.lora import LoraConfig, add_lora, merge_lora
 from minigpt.seeding import seed_of
 from sft import sft_train
 
@@ -173,7 +173,7 @@ def test_rounds_of_a_loss_without_a_reference_and_of_adapters_need_one_model(tal
     adapted = add_lora(copy_of(talker), 4)
     policy, losses, _ = run(adapted, None, lr=2e-3)
     assert losses[0] == pytest.approx(math.log(2), abs=1e-4)
-    assert share_of_yes(merged(policy)) > share_of_yes(talker)
+    assert share_of_yes(merge_lora(policy)) > share_of_yes(talker)
 
 
 def test_rounds_of_kto_take_the_pairs_apart(talker, copy_of):
@@ -249,6 +249,19 @@ def test_interrupted_rounds_end_as_the_unbroken_run_bit_for_bit(
         assert other.read_bytes() == path.read_bytes()
     rounds_sampled_again = 2 if sampling == 1 else 0 if (step or 0) >= 5 else 1
     assert len(asked) == rounds_sampled_again
+
+
+@pytest.mark.parametrize("change", [{"samples_per_prompt": 2}, {"round_prompts": 8},
+                                    {"pairs": "bradley-terry"}, {"reference": "last"}], ids=str)
+def test_rounds_are_resumed_only_with_the_settings_that_they_began_with(talker, copy_of, tmp_path,
+                                                                        change):
+    run(copy_of(talker), talker, online={"rounds": 1}, out=str(tmp_path))
+    (name, value), = change.items()
+    with pytest.raises(UserError, match=f"sampled.json .* begun with {name}=.*, not with {name}="
+                                        f"{value}: resume"):
+        run(copy_of(talker), talker, online={"rounds": 2, **change}, out=str(tmp_path), resume=True)
+    _, losses, _ = run(copy_of(talker), talker, out=str(tmp_path), resume=True)  # for more rounds
+    assert len(losses) > len((tmp_path / "round-1" / "metrics.jsonl").read_text().splitlines())
 
 
 # --- settings -------------------------------------------------------------------------------------

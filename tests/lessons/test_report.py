@@ -10,7 +10,6 @@ from lessons.report import (
     STUDENT,
     method_table,
     seeds_cell,
-    seeds_table,
     write_report,
     write_report_of_seeds,
 )
@@ -79,7 +78,7 @@ def test_every_figure_that_should_be_high_is_a_column():
 def test_the_table_of_seeds_by_hand():
     methods = {"SFT": {"true_reward": [0.0, 0.0], "training_seconds": [1.0, 2.0]},
                "DPO": {"kl_nats_per_response": [1.0, 1.0], "true_reward": [1.0, 2.0]}}
-    assert seeds_table(methods) == [
+    assert method_table(methods, seeds_cell) == [
         ["", "true reward", "KL (nats/response)", "seconds"],
         ["SFT", "+0.00 +-0.00 (+0.00)", "-", "2"],
         ["DPO", f"+1.50 +-{12.71 * 0.5:.2f} (+1.00)", "1.00 +-0.00 (1.00)", "-"]]

@@ -18,7 +18,7 @@ from minigpt import MiniGPT, distributed
 from minigpt.checkpoint import save_checkpoint
 from minigpt.command import run_command
 from minigpt.log import MetricLog
-from minigpt.lora import add_lora, merged
+from minigpt.lora import add_lora, merge_lora
 from ppo import ppo_training
 from reward import RewardModel, train_reward_model
 from sft import sft_train
@@ -41,7 +41,7 @@ def train(stage: str, options: dict) -> torch.nn.Module:
     if stage == "kto":
         return kto_train(model, reference, PAIRS, 3, 1e-3, 0.1, **options)[0]
     if stage == "lora":
-        return merged(dpo_train(add_lora(model, 4), None, PAIRS, 3, 1e-3, 0.1, **options)[0])
+        return merge_lora(dpo_train(add_lora(model, 4), None, PAIRS, 3, 1e-3, 0.1, **options)[0])
     prompts = [row["prompt"] for row in PAIRS]
     if stage == "rounds":
         return rounds(prompts, options)

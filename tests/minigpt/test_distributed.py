@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minigpt import load_checkpoint
+from minigpt import distributed, load_checkpoint
 from minigpt.batching import Batches
 from minigpt.errors import UserError
 from minigpt.examples import Example
@@ -130,6 +130,30 @@ def test_a_process_that_dies_takes_the_job_down_and_the_job_resumes(tmp_path):
     models = [load_checkpoint(tmp_path / name / "model.pt").state_dict()
               for name in ("dead", "whole")]
     assert all(torch.equal(weight, models[1][name]) for name, weight in models[0].items())
+
+
+def test_rounds_in_two_processes_sample_once_and_learn_the_same(tmp_path):
+    done = launch(2, "rounds", tmp_path, 4)
+    assert done.returncode == 0, done.stderr
+    model = load_checkpoint(tmp_path / "model.pt").state_dict()
+    other = torch.load(tmp_path / "rank1.pt", weights_only=True)
+    assert all(torch.equal(weight, other[name]) for name, weight in model.items())
+    rows = [json.loads(line) for line in (tmp_path / "round-1" / "rows.jsonl").open()]
+    prompts = [row["prompt"] for row in rows]
+    assert 12 < len(rows) <= 24 and len(set(prompts)) == len(prompts)  # of 24 of the 30 prompts
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 7, 9])
+def test_shares_of_a_list_come_together_in_its_order(monkeypatch, processes):
+    monkeypatch.setattr(distributed, "world_size", lambda: processes)
+    shares = []
+    for rank in range(processes):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares.append(distributed.share_of(range(7)))
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed.dist, "all_gather_object",
+                        lambda found, mine: found.__setitem__(slice(None), shares))
+    assert distributed.all_shares(shares[0]) == list(range(7))
 
 
 # --- how a batch is dealt out --------------------------------------------------------------------

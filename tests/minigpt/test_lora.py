@@ -17,7 +17,7 @@ from minigpt.lora import (
     add_lora,
     as_reference,
     check_rank,
-    merged,
+    merge_lora,
     policy_and_reference,
     weights_trained,
 )
@@ -174,7 +174,7 @@ def test_a_model_with_adapters_gets_no_others(make_model, weights_of, weights_eq
     with pytest.raises(UserError, match=r"has adapters already.*merged"):
         add_lora(policy, 2)
     assert weights_equal(policy, kept) and len(adapters_of(policy)) == 8
-    assert len(adapters_of(add_lora(merged(policy), 2))) == 8  # as the message says
+    assert len(adapters_of(add_lora(merge_lora(policy), 2))) == 8  # as the message says
 
 
 # --- with and without them ------------------------------------------------------------------------
@@ -215,23 +215,23 @@ def test_a_plain_model_is_no_reference_of_itself(make_model):
 def test_merged_computes_what_the_adapters_do(make_model, copy_of, weights_of, weights_equal):
     policy = moved(add_lora(make_model(spread=4), RANK))
     kept = weights_of(policy)
-    plain = merged(policy)
+    plain = merge_lora(policy)
     assert adapters_of(plain) == [] and all(p.requires_grad for p in plain.parameters())
     torch.testing.assert_close(logits_of(plain), logits_of(policy), rtol=0, atol=1e-5)
     assert generate(plain, PROMPTS, 30, greedy=True) == generate(policy, PROMPTS, 30, greedy=True)
     assert weights_equal(policy, kept) and len(adapters_of(policy)) == 8  # a copy was merged
-    assert weights_equal(merged(policy), plain)
+    assert weights_equal(merge_lora(policy), plain)
     assert plain.state_dict().keys() == make_model().state_dict().keys()
 
 
 def test_a_plain_model_is_merged_as_it_is(make_model):
     model = make_model()
-    assert merged(model) is model
+    assert merge_lora(model) is model
 
 
 def test_a_wrapped_policy_is_merged_as_the_model_inside(make_model, weights_equal):
     policy = moved(add_lora(make_model(), RANK))
-    assert weights_equal(merged(torch.nn.DataParallel(policy)), merged(policy))
+    assert weights_equal(merge_lora(torch.nn.DataParallel(policy)), merge_lora(policy))
 
 
 def test_a_policy_that_trains_more_than_its_adapters_is_no_reference_of_itself(make_model, pairs):
@@ -393,8 +393,8 @@ def test_resumed_ppo_repeats_the_unbroken_run_bit_for_bit(reciter, copy_of, reci
 
 def test_a_policy_with_adapters_is_saved_merged(make_model, tmp_path, weights_equal):
     policy = moved(add_lora(make_model(spread=4), RANK))
-    for model in (policy, torch.nn.DataParallel(policy), merged(policy)):
+    for model in (policy, torch.nn.DataParallel(policy), merge_lora(policy)):
         save_checkpoint(model, tmp_path / "model.pt")
         loaded = load_checkpoint(tmp_path / "model.pt")
-        assert weights_equal(loaded, merged(policy)) and len(adapters_of(policy)) == 8
+        assert weights_equal(loaded, merge_lora(policy)) and len(adapters_of(policy)) == 8
     assert generate(loaded, PROMPTS, 20, greedy=True) == generate(policy, PROMPTS, 20, greedy=True)

@@ -18,10 +18,10 @@ from reward.start import (
     center,
     check_rewards,
     fresh_reward_model,
+    judge_of,
     member_configs,
     reward_of,
     train_centered,
-    train_members,
 )
 from reward.train import RewardConfig
 
@@ -66,7 +66,7 @@ def test_a_centered_model_is_trained_and_has_its_zero_at_the_sft_models_answers(
     rows, kept = make_pairs(40), weights_of(reciter)
     prompts = [row["prompt"] for row in rows[:10]]
     config = RewardConfig(seed=5)
-    model, *logged = train_centered(reciter, rows, prompts, config, 12, samples=samples)
+    (model,), *logged = train_centered(reciter, rows, prompts, config, 12, samples=samples)
     assert not model.training
     asked, answers = answers_of(reciter, prompts, samples, seed=5)
     assert len(answers) == samples * len(prompts)
@@ -82,11 +82,11 @@ def test_a_centered_model_is_trained_and_has_its_zero_at_the_sft_models_answers(
 # --- several members ------------------------------------------------------------------------------
 
 
-def test_one_member_is_what_train_centered_trains_bit_for_bit(reciter, make_pairs, weights_equal):
+def test_one_member_is_the_model_of_the_run_bit_for_bit(reciter, make_pairs, weights_equal):
     rows, config = make_pairs(20), RewardConfig(seed=3)
     prompts = [row["prompt"] for row in rows]
     assert member_configs(config, 1) == [config]
-    (member,), losses, accuracies = train_members(reciter, rows, prompts, config, 12)
+    (member,), losses, accuracies = train_centered(reciter, rows, prompts, config, 12)
     by_hand, *expected = train_reward_model(fresh_reward_model(reciter, config), rows,
                                             **vars(config))
     asked, answers = answers_of(reciter, prompts, 1, seed=3)
@@ -99,7 +99,7 @@ def test_members_differ_in_head_and_data_order_and_have_their_zero_at_the_same_a
     rows = make_pairs(20)
     prompts = [row["prompt"] for row in rows]
     config = RewardConfig(seed=3, out=str(tmp_path))
-    models, losses, accuracies = train_members(reciter, rows, prompts, config, 12, members=3)
+    models, losses, accuracies = train_centered(reciter, rows, prompts, config, 12, members=3)
     own = member_configs(config, 3)
     assert [each.out for each in own] == [f"{tmp_path}/member_{number}" for number in (1, 2, 3)]
     assert len({each.seed for each in own} | {config.seed}) == 4
@@ -123,7 +123,7 @@ def test_a_resumed_run_trains_no_finished_member_again(reciter, make_pairs, tmp_
 
     def train(out, resume=False):
         config = RewardConfig(seed=3, out=str(tmp_path / out), resume=resume, save_every=2)
-        return train_members(reciter, rows, prompts, config, 12, members=2)
+        return train_centered(reciter, rows, prompts, config, 12, members=2)
 
     unbroken, *logged = train("unbroken")
     stopped, undo = stop_after(5)  # of 6
@@ -145,8 +145,8 @@ def test_a_resumed_run_trains_no_finished_member_again(reciter, make_pairs, tmp_
 
 
 def reward_for(paths, task, weights=None, combine="mean", reference=None, config=None):
-    return reward_of(paths, weights, combine, reference, task, CommandConfig(max_new_tokens=12),
-                     config or RewardConfig())
+    return reward_of(RewardFileConfig(paths, weights, combine), reference, task,
+                     CommandConfig(max_new_tokens=12), config or RewardConfig())
 
 
 @pytest.fixture
@@ -196,6 +196,14 @@ def test_the_world_verifies_alone_and_beside_a_model(saved, world_task):
     torch.testing.assert_close(beside, alone + 2 * verified)
 
 
+def test_a_run_says_which_reward_world_is(world_task, capsys):
+    reward_for(["world"], world_task)
+    assert "--reward world: 1 for a right and complete answer, else 0" in capsys.readouterr().out
+    judge_of("world", world_task, CommandConfig())
+    assert "--judge world: the little world's true reward" in capsys.readouterr().out
+    assert judge_of(None, world_task, CommandConfig()) == (None, 0)
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     ((["a.pt", "b.pt"], [1.0], False), "--reward-weights has 1 weights for 2 rewards"),
     ((None, [1.0], False), "--reward-weights has 1 weights for 0 rewards"),
@@ -203,17 +211,23 @@ def test_the_world_verifies_alone_and_beside_a_model(saved, world_task):
     ((["a.pt", "world"], None, True), "--reward world needs the little world: leave out --data")])
 def test_rewards_that_do_not_fit_together_are_refused_before_anything_is_loaded(arguments, message,
                                                                                 task, world_task):
-    with pytest.raises(UserError, match=message):
-        check_rewards(*arguments)
     paths, weights, has_data, *combine = arguments
+    with pytest.raises(UserError, match=message):
+        check_rewards(RewardFileConfig(paths, weights, *combine), has_data)
     with pytest.raises(UserError, match=message):
         reward_for(paths, task if has_data else world_task, weights, *combine)
 
 
-def test_rewards_that_fit_together_pass():
-    check_rewards(None, None, True)
-    check_rewards(["a.pt", "b.pt"], [1.0, 2.0], True)
-    check_rewards(["a.pt", "world"], None, False, "min")
+def test_rewards_that_fit_together_pass_and_a_file_that_is_not_there_does_not(tmp_path,
+                                                                             monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"--reward a\.pt: there is no such file"):
+        check_rewards(RewardFileConfig(["world", "a.pt"]), False)
+    for name in ("a.pt", "b.pt"):
+        (tmp_path / name).touch()
+    check_rewards(RewardFileConfig(), True)
+    check_rewards(RewardFileConfig(["a.pt", "b.pt"], [1.0, 2.0]), True)
+    check_rewards(RewardFileConfig(["a.pt", "world"], None, "min"), False)
     settings, = parse("", ["--reward", "a.pt", "world", "--reward-weights", "0.5", "-1"],
                       RewardFileConfig)
     assert settings == RewardFileConfig(["a.pt", "world"], [0.5, -1.0], "mean")
