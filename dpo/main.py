@@ -40,7 +40,7 @@ from minigpt.command import (
 from minigpt.disk import write_json
 from minigpt.errors import UserError
 from minigpt.evaluation import before_and_after, evaluate_policy, signs_of_collapse
-from minigpt.judged import sampling_figures
+from minigpt.judged import judge_in_chat, sampling_figures
 from minigpt.lora import LoraConfig, merged, policy_and_reference, weights_trained
 from minigpt.metrics import accuracy_figures, preference_accuracy
 from minigpt.model import MiniGPT
@@ -125,8 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     warnings = [*doubts_about(heading), *signs_of_collapse(summary, ADVICE)]
     title = f"Preference optimisation ({config.loss}) on {learned_from(task, online)}"
     report(f"{title} of {rows.source}", config.out, heading | summary, warnings, sections, settings,
-           [start_path(command, config), f"{out}/model.pt",
-            *(["--reward", online.judge] if online.judge and judges else [])])
+           [start_path(command, config), f"{out}/model.pt", *judge_in_chat(online)])
 
 
 def check_loss(config: DPOConfig, lora: LoraConfig, online: OnlineConfig,

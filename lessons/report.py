@@ -10,7 +10,7 @@ from lessons.methods import METHODS
 from lessons.verdict import half_width, verdict
 from minigpt.command import chat_command
 from minigpt.disk import write_json
-from minigpt.figures import MEANINGS, entry
+from minigpt.figures import meaning
 from minigpt.plots import HOW_TO_DRAW, pyplot
 from minigpt.report import Command, Part, Section, Table, as_text, save_report
 
@@ -109,7 +109,7 @@ def notes(results: Mapping[str, Any]) -> list[str]:
 
 def legend(tables: Mapping[str, Table], lines: Sequence[str]) -> Section:
     """What the columns mean, and the notes."""
-    rows = [[title, MEANINGS[entry(key)]] for name in tables for title, key, _ in COLUMNS[name]
+    rows = [[title, meaning(key)] for name in tables for title, key, _ in COLUMNS[name]
             if title in tables[name][0]]
     return Section("How to read the tables", [[["column", "meaning"], *rows], *lines])
 

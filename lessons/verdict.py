@@ -6,7 +6,7 @@ from statistics import mean, stdev
 from typing import NamedTuple
 
 FEWEST_QUESTIONS = 20  # with fewer, a difference says more about the questions than the methods
-STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # of a 95 % interval, by the number of values
+STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}  # by number of values
 # For each method its shares of the possible gain: one for each question, or one for each seed.
 Shares = Mapping[str, Sequence[float]]
 
@@ -20,7 +20,7 @@ class Lead(NamedTuple):
     second: str | None
     share: float
     behind: float
-    half: float  # of the lead's 95 % interval, in points
+    half: float  # of the lead's 95% interval, in points
 
     @property
     def points(self) -> int:
@@ -34,9 +34,9 @@ class Lead(NamedTuple):
 
 
 def student(count: int) -> float:
-    """Student's factor of a 95 % interval for the mean of `count` values.
+    """Student's factor of a 95% interval for the mean of `count` values.
 
-    From six on by a series in one over the degrees of freedom (Abramowitz and Stegun, 26.7.5).
+    From nine on by a series in one over the degrees of freedom (Abramowitz and Stegun, 26.7.5).
     """
     z, degrees = 1.959964, count - 1
     return STUDENT.get(count) or z + (z**3 + z) / (4 * degrees) \

@@ -13,7 +13,8 @@ MEANINGS = {
                                  "responses of your rows",
     "share_of_possible_gain": "gain in true reward over SFT, as a share of the most that is "
                               "possible at the same KL",
-    "true_reward": "what the little world thinks of the answers, which no method sees",
+    "true_reward": "how good the answers are by the little world's own measure (at most 3 by "
+                   "default)",
     "limit_at_this_kl": "the best true reward that any policy could have at the same KL",
     "right_share": "share of answers that are right",
     "right_share_of_demonstrations": "share of the demonstrations that are right",
@@ -39,7 +40,7 @@ MEANINGS = {
                          "average",
     "rewards_chosen_heldout": "implicit reward, beta x log pi/ref, of held-out chosen answers",
     "rewards_rejected_heldout": "implicit reward of held-out rejected answers",
-    "rewards_margin_heldout": "the difference of these two, the margin",
+    "rewards_margin_heldout": "implicit reward of chosen less rejected answers, the margin",
     "loss_nats_per_token": "loss on held-out demonstrations after training (5.55 = ln 256: knows "
                            "nothing)",
     "loss_before_nats_per_token": "loss on held-out demonstrations before training",
@@ -72,24 +73,21 @@ MEANINGS = {
 }
 
 
-def entry(name: str) -> str:
-    """The entry of MEANINGS for a figure of this name.  Raises KeyError if there is none."""
-    for pattern in MEANINGS:
-        if fnmatchcase(name, pattern):
-            return pattern
-    raise KeyError(name)
+def meaning(name: str) -> str:
+    """What the figure of this name means; "" if nobody has said it."""
+    return next((text for pattern, text in MEANINGS.items() if fnmatchcase(name, pattern)), "")
 
 
 def figures_table(summary: Mapping[str, Any]) -> Table:
     """Every figure with its value and meaning.
 
-    Beside a value stand its 95 % interval and its value before training, where these are known.
+    Beside a value stand its 95% interval and its value before training, where these are known.
     """
     beside = {f"{name}_{which}" for name in summary for which in ("low", "high", "pairs", "before")}
-    order = list(MEANINGS)
-    names = sorted(summary.keys() - beside, key=lambda name: (order.index(entry(name)), name))
+    order = [*MEANINGS.values(), ""]
+    names = sorted(summary.keys() - beside, key=lambda name: (order.index(meaning(name)), name))
     return [["figure", "value", "meaning"],
-            *([name, _with_bounds(name, summary), MEANINGS[entry(name)]] for name in names)]
+            *([name, _with_bounds(name, summary), meaning(name)] for name in names)]
 
 
 def _with_bounds(name: str, summary: Mapping[str, Any]) -> str:

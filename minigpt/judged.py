@@ -55,6 +55,11 @@ def check_rounds(config: RoundsConfig, has_data: bool) -> None:
         raise UserError(f"--judge {config.judge}: there is no such file")
 
 
+def judge_in_chat(config: RoundsConfig) -> list[str]:
+    """The option with which the chat scores answers by the judge, if that is a checkpoint."""
+    return ["--reward", config.judge] if config.judge not in (None, "world") else []
+
+
 class Judged(NamedTuple):
     """A prompt, the answers that can be learned from, and their scores."""
 

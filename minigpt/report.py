@@ -47,8 +47,8 @@ def printable(text: str) -> str:
 
 def number_columns(table: Table) -> list[bool]:
     """Which columns hold nothing but numbers; they are aligned on the right."""
-    return [all(NUMBERS.fullmatch(cell) for cell in column)
-            for column in zip(*table[1:], strict=True)]
+    return [all(NUMBERS.fullmatch(cell) for cell in cells)
+            for _, *cells in zip(*table, strict=True)]
 
 
 # --- Markdown -------------------------------------------------------------------------------------
@@ -105,8 +105,8 @@ th, td { text-align: left; vertical-align: top; padding: 0.3rem 0.6rem; white-sp
 border-bottom: 1px solid var(--line); overflow-wrap: break-word; }
 th { vertical-align: bottom; } td:first-child { font-weight: 600; }
 .number { text-align: right; font-variant-numeric: tabular-nums; } td.number { white-space: pre; }
-@media (max-width: 40rem) { table { font-size: 0.8rem; } \
-th, td { padding: 0.3rem 0.35rem; } td:not(.number) { min-width: 5.5rem; overflow-wrap: anywhere; } }
+@media (max-width: 40rem) { table { font-size: 0.8rem; } th, td { padding: 0.3rem 0.35rem; } \
+td:not(.number) { min-width: 5.5rem; overflow-wrap: anywhere; } }
 @media print { body { max-width: none; padding: 0; font-size: 10pt; } table { font-size: 8pt; } \
 .wide { overflow: visible; } h2 { break-after: avoid; } tr, img, pre { break-inside: avoid; } }
 """
@@ -189,6 +189,11 @@ def _aligned(table: Table) -> str:
 def _listed(table: Table) -> str:
     """A table of texts, row by row: the first cell, and below it the others with their names."""
     (_, *names), *rows = table
-    return "\n".join("\n    ".join([f"  {printable(row[0])}", *(
-        f"{name + ':':<{max(map(len, names)) + 1}} {printable(cell)}"
-        for name, cell in zip(names, row[1:], strict=True))]) for row in rows)
+    width = max(map(len, names)) + 2
+    lines = []
+    for first, *cells in rows:
+        lines.append(f"  {printable(first)}")
+        for name, cell in zip(names, cells, strict=True):
+            text = printable(cell).replace("\n", "\n" + " " * (4 + width))
+            lines.append(f"    {name + ':':<{width}}{text}")
+    return "\n".join(lines)

@@ -29,7 +29,7 @@ from minigpt.evaluation import (
     signs_of_collapse,
     text_measures,
 )
-from minigpt.judged import check_rounds, sampling_figures
+from minigpt.judged import check_rounds, judge_in_chat, sampling_figures
 from minigpt.model import MiniGPT
 from minigpt.plots import save_curves
 from minigpt.recipes import below
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         before_and_after(base, model, task.heldout_prompts[:4], command.max_new_tokens),
         Section("Curves", save_curves(out / "curves.png", {"SFT loss": losses},
                                       {"nats per response token": ["SFT loss"]}))],
-        settings, [f"{out}/base.pt", f"{out}/model.pt"])
+        settings, [f"{out}/base.pt", f"{out}/model.pt", *judge_in_chat(rejection)])
 
 
 def measure(base: MiniGPT, model: MiniGPT, task: Task, command: CommandConfig,
