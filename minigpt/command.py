@@ -133,8 +133,9 @@ def report(title: str, out: str, summary: dict[str, Any], warnings: Sequence[str
     figures, command = figures_table(summary), chat_command(talk)
     print(f"\n{title}")
     warn(warnings)
+    width = max(len(name) for name, _, _ in figures)
     for name, value, _ in figures[1:]:
-        print(f"  {name:<42} {value.replace(chr(10), ' ')}")
+        print(f"  {name:<{width}}  {' '.join(value.split())}")
     for text in filter(None, map(as_text, sections)):
         print(f"\n{text}")
     went: list[Part] = [WARNING + warning for warning in warnings]
