@@ -112,16 +112,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     summary |= {"seconds": time.perf_counter() - started, "peak_memory_mb": peak_memory_mb(),
                 **held}
     heading = start_figures(reference, task)
-    sections = [sweep_section(swept, out)] if swept else []
-    if held["models_in_memory"] == 1:
-        sections.append(Section("In memory", ["The policy alone, since " + (
-            f"its reference is itself without the adapters of rank {lora.lora_rank}."
-            if needs_reference(config.loss) else f"{config.loss} needs no reference.")]))
-    sections.append(before_and_after(reference, policy, task.heldout_prompts[:4],
-                                     command.max_new_tokens))
-    sections.append(Section("Curves", save_curves(
-        out / "curves.png", {"loss": losses, "margin": margins},
-        {f"{config.loss} loss": ["loss"], "margin": ["margin"]})))
+    curves = save_curves(out / "curves.png", {"loss": losses, "margin": margins},
+                         {f"{config.loss} loss": ["loss"], "margin": ["margin"]})
+    sections = [*([sweep_section(swept, out)] if swept else []),
+                *([alone_in_memory(config, lora)] if held["models_in_memory"] == 1 else []),
+                before_and_after(reference, policy, task.heldout_prompts[:4],
+                                 command.max_new_tokens),
+                Section("Curves", curves)]
     warnings = [*doubts_about(heading), *signs_of_collapse(summary, ADVICE)]
     title = f"Preference optimisation ({config.loss}) on {learned_from(task, online)}"
     report(f"{title} of {rows.source}", config.out, heading | summary, warnings, sections, settings,
@@ -200,6 +197,13 @@ def sweep_section(rows: Sequence[dict[str, float]], out: Path) -> Section:
     return Section("The same at other values of beta",
                    [[[columns[name] for name in names],
                      *([f"{row[name]:.3f}" for name in names] for row in rows)]])
+
+
+def alone_in_memory(config: DPOConfig, lora: LoraConfig) -> Section:
+    """Why training held no other model than the policy."""
+    why = f"its reference is itself without the adapters of rank {lora.lora_rank}" \
+        if needs_reference(config.loss) else f"{config.loss} needs no reference"
+    return Section("In memory", [f"The policy alone, since {why}."])
 
 
 def learned_from(task: Task, online: OnlineConfig) -> str:

@@ -161,7 +161,7 @@ def write_report_of_seeds(out: str, results: Sequence[Mapping[str, Any]],
     about = ("Seeds " + ", ".join(str(one["seed"]) for one in results) + ": the mean and, in "
              "brackets, the worst of them (of KL the largest; of cost the mean alone). +- is the "
              "half width of the mean's 95% interval by Student's t, which is wide for so few "
-             "seeds: two methods whose intervals overlap are not told apart.")
+             "seeds; the verdict compares two methods seed by seed.")
     advice = [["", "when to take it"],
               *([name, when[name]] for name in figures if name in when)]
     tables = method_tables(figures, seeds_cell)

@@ -44,7 +44,7 @@ def student(count: int) -> float:
 
 
 def half_width(values: Sequence[float]) -> float:
-    """Half of the 95 % interval of the mean; infinite for a single value."""
+    """Half of the 95% interval of the mean; infinite for a single value."""
     if len(values) < 2:
         return math.inf
     return student(len(values)) * stdev(values) / len(values) ** 0.5

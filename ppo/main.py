@@ -94,23 +94,27 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "models_in_memory": len(models), "weights_trained": trained}
     heading = start_figures(reference, task)
     in_memory = ", ".join(f"{name} ({weights:,} weights)" for name, weights in models.items())
-    panels = {
-        "reward of the rollouts": ["objective/scores"] + ["true_reward"] * bool(task.world),
-        "KL, nats per response": ["objective/kl_exact"],
-        "explained variance": ["val/explained_variance"],
-        "groups that all score the same": ["val/flat_groups"],
-        "response tokens": ["val/response_tokens"]}
-    curves = save_curves(out / "curves.png", history, {
-        title: names for title, names in panels.items() if names[0] in history}, "episode")
     warnings = [*doubts_about(heading), *signs_in_training(history, task, config),
                 *signs_of_collapse(summary, ADVICE)]
     report(f"PPO ({config.advantage}) on {len(task.prompts):,} prompts of {rows.source}",
            config.out, heading | summary, warnings,
            [Section("In memory", [in_memory]),
             before_and_after(reference, policy, task.heldout_prompts[:4], command.max_new_tokens),
-            Section("Curves", curves)],
+            curves_section(history, task, out / "curves.png")],
            settings, [start_path(command, config), f"{out}/model.pt",
                       *reward_file(rewards.reward, config)])
+
+
+def curves_section(history: Mapping[str, Sequence[float]], task: Task, path: Path) -> Section:
+    """How training went, episode by episode; what this advantage does not log is left out."""
+    panels = {
+        "reward of the rollouts": ["objective/scores"] + ["true_reward"] * bool(task.world),
+        "KL, nats per response": ["objective/kl_exact"],
+        "explained variance": ["val/explained_variance"],
+        "groups that all score the same": ["val/flat_groups"],
+        "response tokens": ["val/response_tokens"]}
+    logged = {title: names for title, names in panels.items() if names[0] in history}
+    return Section("Curves", save_curves(path, history, logged, "episode"))
 
 
 def models_in_memory(policy: MiniGPT, reference: MiniGPT | None, reward: Reward,
