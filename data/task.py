@@ -51,6 +51,11 @@ class RowsConfig(Settings):
                                       "on the left, truncate its response (which then has no EOS), "
                                       "or drop the row", choices=TRUNCATION_CHOICES)
 
+    @property
+    def source(self) -> str:
+        """Where the rows come from, in words."""
+        return "the little world" if self.data is None else " ".join(self.data)
+
 
 @dataclass
 class Task:

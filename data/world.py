@@ -218,6 +218,13 @@ class World:
         """Every prompt that has a true reward."""
         return self._by_text.keys()
 
+    def question(self, prompt: str) -> str:
+        """The question that a prompt asks, as a key: its first wording.
+
+        Raises KeyError if the prompt is not one of the world's.
+        """
+        return self._by_text[prompt].question.wordings[0]
+
     def _rng(self, purpose: str) -> random.Random:
         return random.Random(f"{self.seed} {purpose}")
 

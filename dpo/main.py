@@ -38,17 +38,24 @@ from minigpt.command import (
 )
 from minigpt.disk import write_json
 from minigpt.errors import UserError
-from minigpt.evaluation import evaluate_policy, show_before_and_after, signs_of_collapse
-from minigpt.judged import sampling_figures
-from minigpt.log import warn
+from minigpt.evaluation import before_and_after, evaluate_policy, signs_of_collapse
+from minigpt.judged import judge_in_chat, sampling_figures
 from minigpt.lora import LoraConfig, merge_lora, policy_and_reference, weights_trained
 from minigpt.metrics import accuracy_figures, preference_accuracy
 from minigpt.model import MiniGPT
 from minigpt.options import Settings, option
 from minigpt.plots import save_curves
+from minigpt.report import Section
 from minigpt.weights import copy_model_weights
 from reward.start import judge_of
-from sft.start import check_lora, doubts_about, start_again, start_figures, starting_point
+from sft.start import (
+    check_lora,
+    doubts_about,
+    start_again,
+    start_figures,
+    start_path,
+    starting_point,
+)
 
 __all__ = ["PREFERENCE_DATA", "MiniGPT", "copy_model_weights", "dpo_train",
            "evaluate_preference_accuracy", "main"]
@@ -63,9 +70,9 @@ class SweepConfig(Settings):
 
 def main(argv: Sequence[str] | None = None) -> None:
     started = time.perf_counter()
-    command, rows, config, online, lora, world_config, sweep = begin(
-        __doc__, argv, CommandConfig, RowsConfig, DPOConfig, OnlineConfig, LoraConfig, WorldConfig,
-        SweepConfig, out="runs/dpo")
+    settings = begin(__doc__, argv, CommandConfig, RowsConfig, DPOConfig, OnlineConfig, LoraConfig,
+                     WorldConfig, SweepConfig, out="runs/dpo")
+    command, rows, config, online, lora, world_config, sweep = settings
     check_lora(lora, command)
     check_loss(config, lora, online, sweep)
     check_online(online, lora, rows.data is not None)
@@ -104,18 +111,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     summary |= {"seconds": time.perf_counter() - started, "peak_memory_mb": peak_memory_mb(),
                 **held}
     heading = start_figures(reference, task)
-    report(f"{config.loss}: held-out pairs and prompts", heading | summary, config.out,
-           doubts_about(heading))
-    if held["models_in_memory"] == 1:
-        print("\nIn memory: the policy alone, since " + (
-            f"its reference is itself without the adapters of rank {lora.lora_rank}"
-            if needs_reference(config.loss) else f"{config.loss} needs no reference"))
-    if swept:
-        show_sweep(swept, out)
-    warn(signs_of_collapse(summary, ADVICE))
-    show_before_and_after(reference, policy, task.heldout_prompts[:4], command.max_new_tokens)
-    save_curves(out / "curves.png", {"loss": losses, "margin": margins},
-                {f"{config.loss} loss": ["loss"], "margin": ["margin"]})
+    curves = save_curves(out / "curves.png", {"loss": losses, "margin": margins},
+                         {f"{config.loss} loss": ["loss"], "margin": ["margin"]})
+    sections = [*([sweep_section(swept, out)] if swept else []),
+                *([alone_in_memory(config, lora)] if held["models_in_memory"] == 1 else []),
+                before_and_after(reference, policy, task.heldout_prompts[:4],
+                                 command.max_new_tokens),
+                Section("Curves", curves)]
+    warnings = [*doubts_about(heading), *signs_of_collapse(summary, ADVICE)]
+    title = f"Preference optimisation ({config.loss}) on {learned_from(task, online)}"
+    report(f"{title} of {rows.source}", config.out, heading | summary, warnings, sections, settings,
+           [start_path(command, config), f"{out}/model.pt", *judge_in_chat(online)])
 
 
 def check_loss(config: DPOConfig, lora: LoraConfig, online: OnlineConfig,
@@ -182,15 +188,31 @@ def beta_sweep(reference: MiniGPT, task: Task, command: CommandConfig,
     return rows
 
 
-def show_sweep(rows: Sequence[dict[str, float]], out: Path) -> None:
-    """Print the sweep and write it to sweep.json."""
-    names = ("beta", "preference_accuracy_heldout", "rewards_margin_heldout",
-             "kl_nats_per_response", "true_reward", "distinct_2")
-    columns = [name for name in names if name in rows[0]]
-    print("\n" + "  ".join(columns))
-    for row in rows:
-        print("  ".join(f"{row[name]:{len(name)}.3f}" for name in columns))
+def sweep_section(rows: Sequence[dict[str, float]], out: Path) -> Section:
+    """The sweep, also written to sweep.json."""
     write_json(out / "sweep.json", rows)
+    columns = {"beta": "beta", "preference_accuracy_heldout": "preference accuracy",
+               "rewards_margin_heldout": "margin", "kl_nats_per_response": "KL (nats)",
+               "true_reward": "true reward", "distinct_2": "distinct-2"}
+    names = [name for name in columns if name in rows[0]]
+    return Section("The same at other values of beta",
+                   [[[columns[name] for name in names],
+                     *([f"{row[name]:.3f}" for name in names] for row in rows)]])
+
+
+def alone_in_memory(config: DPOConfig, lora: LoraConfig) -> Section:
+    """Why training held no other model than the policy."""
+    why = f"its reference is itself without the adapters of rank {lora.lora_rank}" \
+        if needs_reference(config.loss) else f"{config.loss} needs no reference"
+    return Section("In memory", [f"The policy alone, since {why}."])
+
+
+def learned_from(task: Task, online: OnlineConfig) -> str:
+    """What the policy learned from, in words."""
+    if online.rounds:
+        return f"its own judged answers to {len(task.prompts):,} prompts"
+    return f"{len(task.preferences):,} pairs" if task.preferences else \
+        f"{len(task.unpaired):,} rows labelled good or bad"
 
 
 if __name__ == "__main__":

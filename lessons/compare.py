@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from data.task import RowsConfig, Task, load_task
-from data.world import WorldConfig
+from data.world import World, WorldConfig
 from dpo.evaluate import evaluate_preference_accuracy
 from lessons.limit import Frontier, best_of_n_kl
 from lessons.methods import METHODS, Method, as_flags, chosen_methods, run_stages
@@ -29,7 +29,7 @@ from minigpt.checkpoint import load_checkpoint
 from minigpt.command import begin, run_command
 from minigpt.disk import write_json
 from minigpt.errors import UserError
-from minigpt.evaluation import kl_to_reference, sample_responses, text_measures
+from minigpt.evaluation import kl_to_reference, said, sample_responses, text_measures
 from minigpt.model import MiniGPT
 from minigpt.options import Settings, option
 from minigpt.run_folder import read_history
@@ -79,6 +79,7 @@ class Answers:
     responses: list[Response]
     figures: dict[str, float] = field(default_factory=dict)
     rewards: list[float] = field(default_factory=list)  # the true reward of each response
+    shares: list[float] = field(default_factory=list)   # of the possible gain, by question
 
     @property
     def texts(self) -> list[str]:
@@ -176,11 +177,27 @@ def measure(task: Task, methods: Mapping[str, Method], models: Mapping[str, Any]
         reached, kl = mean(row.rewards), row.figures["kl_nats_per_response"]
         row.figures |= {"true_reward": reached,
                         "right_share": task.measure(row.prompts, row.texts)["right_share"],
-                        "win_rate_against_sft": win_rate(row, rows["sft"]),
-                        "limit_at_this_kl": frontier.reward_at(kl)}
-        if kl > 0:  # the SFT model itself gains nothing
-            row.figures["share_of_possible_gain"] = frontier.share_of_gain(reached, kl)
+                        "win_rate_against_sft": win_rate(row, rows["sft"])}
+        if kl > 0:  # the SFT model itself has nothing to gain
+            row.figures |= {"limit_at_this_kl": frontier.reward_at(kl),
+                            "share_of_possible_gain": frontier.share_of_gain(reached, kl)}
+            row.shares = shares_by_question(task.world, task.heldout_prompts, frontier, row)
     return rows, frontier
+
+
+def shares_by_question(world: World, prompts: Sequence[str], frontier: Frontier,
+                       row: Answers) -> list[float]:
+    """What each question adds to a method's share of the possible gain, which is their mean.
+
+    A question's prompts are different wordings of it, so they are no independent samples.
+    """
+    of_prompts = torch.tensor(row.rewards).view(len(prompts), -1).mean(1)
+    shares = frontier.shares_of_gain(of_prompts, row.figures["kl_nats_per_response"])
+    totals: dict[str, float] = {}
+    for prompt, share in zip(prompts, shares.tolist(), strict=True):
+        question = world.question(prompt)
+        totals[question] = totals.get(question, 0.0) + share
+    return [total * len(totals) / len(prompts) for total in totals.values()]
 
 
 def add_costs(rows: Mapping[str, Answers], stages: Mapping[str, Mapping[str, float]]) -> None:
@@ -221,6 +238,9 @@ def compare(config: CompareConfig, rows_config: RowsConfig,
         "heldout_pairs": len(task.heldout_preferences),
         "stages": stages, "methods": {row.name: row.figures for row in rows.values()},
     }
+    shares = {row.name: row.shares for row in rows.values() if row.shares}
+    if shares:
+        results["shares_by_question"] = shares
     if "ppo" in methods:
         results["ppo_history"] = read_history(f"{config.out}/ppo")
     if frontier is not None and task.world is not None:
@@ -231,8 +251,8 @@ def compare(config: CompareConfig, rows_config: RowsConfig,
     if config.sweep and "dpo" in methods:
         results["sweep"] = json.loads((out / "dpo" / "sweep.json").read_text(encoding="utf-8"))
     write_json(out / "results.json", results)
-    samples = [(prompt, {row.name: row.texts[row.prompts.index(prompt)] for row in rows.values()})
-               for prompt in task.heldout_prompts[:6]]
+    samples = [(prompt, {row.name: said(row.responses[row.prompts.index(prompt)])
+                         for row in rows.values()}) for prompt in task.heldout_prompts[:4]]
     write_report(config.out, results, samples)
     return results
 

@@ -24,8 +24,8 @@ BETAS = torch.logspace(2, -2, 200, dtype=torch.float64)  # from hardly tilted to
 class Frontier:
     """The best reward at each KL, given the true rewards (P, n) of n reference samples per prompt.
 
-    kls, rewards: (200,), means over prompts at each beta.  start: the reference's own mean reward.
-    bound: log n, in nats.
+    kls, rewards: (200,), means over prompts at each beta.  starts: (P,) the reference's own mean
+    reward for each prompt, and start, their mean.  bound: log n, in nats.
     """
 
     def __init__(self, rewards: Tensor):
@@ -35,7 +35,8 @@ class Frontier:
         weights = log_weights.exp()
         self.rewards = (weights * rewards).sum(-1).mean(-1)
         self.kls = (weights * (log_weights + math.log(n))).sum(-1).mean(-1)
-        self.start, self.bound = float(rewards.mean()), math.log(n)
+        self.starts, self.bound = rewards.mean(-1), math.log(n)
+        self.start = float(self.starts.mean())
 
     def reward_at(self, kl: float) -> float:
         """The best reward at this KL (in nats), interpolated between the nearest two points."""
@@ -52,6 +53,11 @@ class Frontier:
         """The gain over the reference, divided by the best possible at this KL; nan if 0."""
         possible = self.reward_at(kl) - self.start
         return (reward - self.start) / possible if possible > 1e-6 else float("nan")
+
+    def shares_of_gain(self, rewards: Tensor, kl: float) -> Tensor:
+        """What each prompt's reward (P,) adds to `share_of_gain`, which is the mean of these."""
+        possible = self.reward_at(kl) - self.start
+        return (rewards.double() - self.starts) / (possible if possible > 1e-6 else float("nan"))
 
 
 def best_of_n_kl(scores: Tensor, n: int) -> float:

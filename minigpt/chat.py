@@ -95,7 +95,12 @@ def load_speakers(config: ChatConfig) -> Iterator[Speaker]:
         if not isinstance(model, MiniGPT):
             raise UserError(f"{path} holds a {type(model).__name__}, which scores answers and "
                             "cannot give any: name it as --reward")
-        yield Speaker(Path(path).resolve().parent.name, path, model.to(config.device))
+        yield Speaker(name_of(Path(path)), path, model.to(config.device))
+
+
+def name_of(path: Path) -> str:
+    """A model is called by its folder, and by its file if that has another name than model.pt."""
+    return path.resolve().parent.name + f"/{path.stem}" * (path.stem != "model")
 
 
 def chat(speakers: Sequence[Speaker], reward: RewardModel | Ensemble | None, world: World,

@@ -1,6 +1,7 @@
 """How every command begins and ends: settings, processes, a report on the screen and on disk."""
 
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -15,8 +16,10 @@ from minigpt import distributed
 from minigpt.checkpoint import load_checkpoint
 from minigpt.disk import make_folder, write_json
 from minigpt.errors import UserError
+from minigpt.figures import figures_table
 from minigpt.log import warn
-from minigpt.options import Settings, option, parse
+from minigpt.options import Settings, as_typed, chosen_settings, option, parse
+from minigpt.report import WARNING, Command, Part, Section, as_text, save_report
 from minigpt.run_folder import (
     FILES,
     check_same,
@@ -119,19 +122,46 @@ def what_is_saved() -> str:
             "with --resume continues")
 
 
-def report(title: str, summary: dict[str, Any], out: str, doubts: Sequence[str] = ()) -> None:
-    """Print the figures of a run, aligned, and write them to summary.json.
+def report(title: str, out: str, summary: dict[str, Any], warnings: Sequence[str],
+           sections: Sequence[Section], settings: Sequence[Any], talk: Sequence[str]) -> None:
+    """The end of a command: its report on the screen, and summary.json, report.md and report.html.
 
-    doubts: why they may mean little; these are printed first.
+    warnings: what a reader should know first.  sections: what there is beside figures and settings.
+    talk: the arguments with which `minigpt.chat` talks to what was made.
     """
     write_json(Path(out) / "summary.json", summary)
+    figures, command = figures_table(summary), chat_command(talk)
     print(f"\n{title}")
-    warn(doubts)
-    for name, value in summary.items():
-        if isinstance(value, float):
-            print(f"  {name:<42} {value:.4f}")
-        elif isinstance(value, int | str):
-            print(f"  {name:<42} {value}")
+    warn(warnings)
+    width = max(len(name) for name, _, _ in figures)
+    for name, value, _ in figures[1:]:
+        print(f"  {name:<{width}}  {' '.join(value.split())}")
+    for text in filter(None, map(as_text, sections)):
+        print(f"\n{text}")
+    went: list[Part] = [WARNING + warning for warning in warnings]
+    place = save_report(out, title, [
+        Section("How it went", went or ["Nothing to warn of."]), Section("Figures", [figures]),
+        *sections, settings_section(settings), Section("Talk to it", [command])])
+    print(f"\n{place}\nTo talk to it:\n{command.line}")
+
+
+def chat_command(arguments: Sequence[str]) -> Command:
+    """The command line that starts `minigpt.chat` with these arguments."""
+    return Command(shlex.join(["python", "-m", "minigpt.chat", *arguments]))
+
+
+def settings_section(configs: Sequence[Any]) -> Section:
+    """What was chosen, by whom, and all the rest."""
+    named: dict[str, Any] = {}
+    groups = [["group", "settings"]]
+    for config in configs:
+        own = {name: value for name, value in vars(config).items() if name not in named}
+        named |= own
+        groups.append([type(config).__name__,
+                       ", ".join(f"{name}={as_typed(value)}" for name, value in own.items())])
+    chosen = chosen_settings(configs)
+    parts: list[Part] = [chosen] if len(chosen) > 1 else ["Every setting has its default."]
+    return Section("Settings", [*parts, "All of them, as in config.json:", groups])
 
 
 def tokens_trained(out: str) -> int:

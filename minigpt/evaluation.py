@@ -13,6 +13,7 @@ from minigpt.examples import check_texts, tokenize_responses
 from minigpt.kl import exact_kl, kl_k1
 from minigpt.logprobs import logps_of, map_examples, place, response_logits
 from minigpt.model import MiniGPT
+from minigpt.report import Section
 from minigpt.sampling import Response, generate
 from minigpt.tokenizer import EOS, PAD, SEP
 from minigpt.weights import unwrapped
@@ -143,10 +144,16 @@ def signs_of_collapse(figures: Mapping[str, float],
             for name, sign in seen.items()]
 
 
-def show_before_and_after(before: MiniGPT, after: MiniGPT, prompts: Sequence[str],
-                          max_new_tokens: int) -> None:
-    """The end of a report: the same prompts answered before and after training."""
-    answers = [generate(model, prompts, max_new_tokens, greedy=True) for model in (before, after)]
-    print("\nThe most likely answer, before and after")
-    for prompt, old, new in zip(prompts, *answers, strict=True):
-        print(f"  {prompt}\n    before: {old.text!r}\n    after:  {new.text!r}")
+def before_and_after(before: MiniGPT, after: MiniGPT, prompts: Sequence[str],
+                     max_new_tokens: int) -> Section:
+    """A section of a report: the same prompts answered before and after training."""
+    answers = [map(said, generate(model, prompts, max_new_tokens, greedy=True))
+               for model in (before, after)]
+    rows = map(list, zip(prompts, *answers, strict=True))
+    return Section("The most likely answer, before and after",
+                   [[["prompt", "before", "after"], *rows]])
+
+
+def said(response: Response) -> str:
+    """A response as a report shows it."""
+    return (response.text or "(nothing)") + " [did not end]" * (not response.finished)

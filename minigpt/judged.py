@@ -65,6 +65,11 @@ def check_named(option: str, names: Sequence[str], has_data: bool) -> None:
             raise UserError(f"{option} {name}: there is no such file")
 
 
+def judge_in_chat(config: RoundsConfig) -> list[str]:
+    """The option with which the chat scores answers by the judge, if that is a checkpoint."""
+    return ["--reward", config.judge] if config.judge not in (None, "world") else []
+
+
 class Judged(NamedTuple):
     """A prompt, the answers that can be learned from, and their scores."""
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minigpt import distributed
+from minigpt.report import WARNING
 from minigpt.run_folder import RunFolder
 
 Number = float | Tensor
@@ -51,5 +52,5 @@ class MetricLog:
 
 def warn(signs: Sequence[str]) -> None:
     """One line for each, above a progress bar if there is one."""
-    for sign in signs:
-        tqdm.write(f"warning: {sign}")
+    for sign in signs if distributed.rank() == 0 else ():
+        tqdm.write(f"{WARNING}{sign}")

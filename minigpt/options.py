@@ -95,15 +95,43 @@ def parse(description: str, argv: Sequence[str] | None, *configs: type,
     parser = _parser(description, configs)
     parser.set_defaults(**defaults)
     typed = parser.parse_args(argv)
-    in_use = [name for name in RECIPES if RECIPES[name].is_used(vars(typed))]
-    of_recipes: dict[str, Any] = {}
-    for config in configs:
-        of_recipes |= combined(in_use, config)
+    in_use, of_recipes = recipes_in_use(configs, vars(typed))
     parser.set_defaults(**of_recipes)
     values = vars(parser.parse_args(argv))
     for name in in_use:
         _print_recipe(name, configs, values, of_recipes)
     return [config(**{f.name: values[f.name] for f in fields(config)}) for config in configs]
+
+
+def recipes_in_use(configs: Sequence[type],
+                   values: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """The recipes that these options ask for, and what they set together."""
+    in_use = [name for name in RECIPES if RECIPES[name].is_used(values)]
+    settings: dict[str, Any] = {}
+    for config in configs:
+        settings |= combined(in_use, config)
+    return in_use, settings
+
+
+def chosen_settings(configs: Sequence[Any]) -> list[list[str]]:
+    """A table of the settings that are not the defaults, and of who chose them."""
+    values = {name: value for config in configs for name, value in vars(config).items()}
+    defaults = {setting.name: setting.default for config in configs for setting in fields(config)}
+    in_use, of_recipes = recipes_in_use([type(config) for config in configs], values)
+    chosen_by = {key: f"recipe '{name}' ({RECIPES[name].flag})" for name in in_use
+                 for config in configs for key in recipe(name, type(config))}
+    rows = [[name, as_typed(value), as_typed(defaults[name]),
+             chosen_by[name] if of_recipes.get(name) == value else "the command line"]
+            for name, value in values.items()
+            if value != defaults[name] and name not in ("out", "resume", "overwrite")]
+    return [["setting", "value", "default", "chosen by"], *rows]
+
+
+def as_typed(value: Any) -> str:
+    """The value of a setting as the command line has it; a dash for none."""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return "-" if value is None else str(value)
 
 
 UNKNOWN = "unrecognized arguments: "

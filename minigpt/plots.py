@@ -1,10 +1,12 @@
 """Figures, drawn only if matplotlib is installed (the extra [plots])."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 # the palette of Okabe and Ito, which colour-blind readers can tell apart
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+HOW_TO_DRAW = "None without matplotlib: pip install -e '.[plots]' -c constraints.txt"
 
 
 def pyplot():
@@ -23,17 +25,23 @@ def pyplot():
 
 
 def save_curves(path: str | Path, history: Mapping[str, Sequence[float]],
-                panels: Mapping[str, Sequence[str]], xlabel: str = "optimizer step") -> None:
+                panels: Mapping[str, Sequence[str]],
+                xlabel: str = "optimizer step") -> list[Path | str]:
     """Plot metrics over steps, smoothed, with the raw values faintly behind.
 
     history: metric -> one value per step.  panels: y label -> the metrics drawn in that panel.
+    Returns what a report has to show: the figure, or a word of how to get one.
     """
     plt = pyplot()
     if plt is None:
-        return
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.2), squeeze=False,
+        return [HOW_TO_DRAW]
+    columns = min(len(panels), 3)
+    rows = math.ceil(len(panels) / columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 3.2 * rows), squeeze=False,
                                 layout="constrained")
-    for axis, (ylabel, names) in zip(axes[0], panels.items(), strict=True):
+    for axis in axes.flat[len(panels):]:
+        axis.set_visible(False)
+    for axis, (ylabel, names) in zip(axes.flat, panels.items(), strict=False):
         for name, colour in zip(names, COLOURS, strict=False):
             values = history[name]
             steps = range(1, len(values) + 1)
@@ -44,6 +52,7 @@ def save_curves(path: str | Path, history: Mapping[str, Sequence[float]],
         axis.legend(frameon=False, fontsize=8)
     figure.savefig(path)
     plt.close(figure)
+    return [Path(path)]
 
 
 def running_mean(values: Sequence[float], width: int) -> list[float]:
@@ -52,14 +61,14 @@ def running_mean(values: Sequence[float], width: int) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
-def save_calibration(path: str | Path, bins: Sequence[Mapping[str, float]]) -> None:
+def save_calibration(path: str | Path, bins: Sequence[Mapping[str, float]]) -> list[Path]:
     """Plot observed against predicted preference rate; a calibrated model is on the diagonal.
 
-    bins: what `reward.evaluate.calibration` returns.
+    bins: what `reward.evaluate.calibration` returns.  Returns the figure, if it could be drawn.
     """
     plt = pyplot()
     if plt is None:
-        return
+        return []
     figure, axis = plt.subplots(figsize=(3.6, 3.4), layout="constrained")
     axis.plot([0.5, 1], [0.5, 1], color="grey", linestyle="--", linewidth=1)
     axis.plot([b["predicted"] for b in bins], [b["observed"] for b in bins], marker="o")
@@ -67,3 +76,4 @@ def save_calibration(path: str | Path, bins: Sequence[Mapping[str, float]]) -> N
              title="Calibration")
     figure.savefig(path)
     plt.close(figure)
+    return [Path(path)]

@@ -28,7 +28,7 @@ MAY_CHANGE = ("resume", "overwrite", "out", "save_every", "data", "eval_data", "
               "judge")
 FILES = ("config.json", "state.pt", "metrics.jsonl", "model.pt", "summary.json")  # of every stage
 MORE_FILES = ("base.pt", "rows.jsonl", "sampled.json", "sweep.json", "calibration.json",
-              "curves.png", "calibration.png")
+              "curves.png", "calibration.png", "report.md", "report.html")
 
 
 class RunFolder:

@@ -21,20 +21,34 @@ from minigpt import distributed
 from minigpt.checkpoint import save_checkpoint
 from minigpt.command import CommandConfig, begin, peak_memory_mb, report, run_command
 from minigpt.errors import UserError
-from minigpt.evaluation import evaluate_policy, show_before_and_after, signs_of_collapse
-from minigpt.log import warn
+from minigpt.evaluation import before_and_after, evaluate_policy, signs_of_collapse
 from minigpt.lora import LoraConfig, merge_lora, policy_and_reference, weights_trained
 from minigpt.model import MiniGPT
 from minigpt.plots import running_mean, save_curves
+from minigpt.report import Section
 from minigpt.run_folder import read_history
 from minigpt.weights import copy_model_weights
-from ppo.train import ADVICE, PPOConfig, check_groups, ppo_training
+from ppo.train import (
+    ADVICE,
+    PPOConfig,
+    check_groups,
+    ppo_training,
+    prompts_of_rollout,
+    signs_in_episode,
+)
 from reward.combine import Reward
 from reward.evaluate import score
 from reward.model import RewardModel
-from reward.start import RewardFileConfig, check_rewards, reward_of
+from reward.start import WORLD, RewardFileConfig, check_rewards, reward_of
 from reward.train import train_reward_model
-from sft.start import check_lora, doubts_about, start_again, start_figures, starting_point
+from sft.start import (
+    check_lora,
+    doubts_about,
+    start_again,
+    start_figures,
+    start_path,
+    starting_point,
+)
 
 __all__ = ["PREFERENCE_DATA", "MiniGPT", "RewardModel", "copy_model_weights", "main",
            "ppo_training", "train_reward_model"]
@@ -42,9 +56,9 @@ __all__ = ["PREFERENCE_DATA", "MiniGPT", "RewardModel", "copy_model_weights", "m
 
 def main(argv: Sequence[str] | None = None) -> None:
     started = time.perf_counter()
-    command, rows, config, lora, world_config, rewards = begin(
-        __doc__, argv, CommandConfig, RowsConfig, PPOConfig, LoraConfig, WorldConfig,
-        RewardFileConfig, out="runs/ppo")
+    settings = begin(__doc__, argv, CommandConfig, RowsConfig, PPOConfig, LoraConfig, WorldConfig,
+                     RewardFileConfig, out="runs/ppo")
+    command, rows, config, lora, world_config, rewards = settings
     check_rewards(rewards, rows.data is not None)
     check_groups(config.advantage, config)
     check_lora(lora, command)
@@ -76,20 +90,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     summary |= {"seconds": time.perf_counter() - started, "peak_memory_mb": peak_memory_mb(),
                 "models_in_memory": len(models), "weights_trained": trained}
     heading = start_figures(reference, task)
-    report(f"PPO ({config.advantage}): held-out prompts", heading | summary, config.out,
-           doubts_about(heading))
-    print("\nIn memory: " + ", ".join(f"{name} ({weights:,} weights)"
-                                      for name, weights in models.items()))
-    warn(signs_of_collapse(summary, ADVICE))
-    show_before_and_after(reference, policy, task.heldout_prompts[:4], command.max_new_tokens)
+    in_memory = ", ".join(f"{name} ({weights:,} weights)" for name, weights in models.items())
+    warnings = [*doubts_about(heading), *signs_in_training(history, task, config),
+                *signs_of_collapse(summary, ADVICE)]
+    report(f"PPO ({config.advantage}) on {len(task.prompts):,} prompts of {rows.source}",
+           config.out, heading | summary, warnings,
+           [Section("In memory", [in_memory]),
+            before_and_after(reference, policy, task.heldout_prompts[:4], command.max_new_tokens),
+            curves_section(history, task, out / "curves.png")],
+           settings, [start_path(command, config), f"{out}/model.pt",
+                      *reward_file(rewards.reward, config)])
+
+
+def curves_section(history: Mapping[str, Sequence[float]], task: Task, path: Path) -> Section:
+    """How training went, episode by episode; what this advantage does not log is left out."""
     panels = {
         "reward of the rollouts": ["objective/scores"] + ["true_reward"] * bool(task.world),
         "KL, nats per response": ["objective/kl_exact"],
         "explained variance": ["val/explained_variance"],
         "groups that all score the same": ["val/flat_groups"],
         "response tokens": ["val/response_tokens"]}
-    save_curves(out / "curves.png", history, {title: names for title, names in panels.items()
-                                              if names[0] in history}, "episode")
+    logged = {title: names for title, names in panels.items() if names[0] in history}
+    return Section("Curves", save_curves(path, history, logged, "episode"))
 
 
 def models_in_memory(policy: MiniGPT, reference: MiniGPT | None, reward: Reward,
@@ -113,8 +135,7 @@ def token_figures(history: Mapping[str, Sequence[float]], task: Task,
                   config: PPOConfig) -> dict[str, float]:
     """What the rollouts sampled, and what the updates, in which a token occurs several times, read.
     """
-    k = config.samples_per_prompt
-    responses = k * min(config.batch_size // k, len(task.prompts)) * distributed.world_size()
+    responses = config.samples_per_prompt * prompts_of_rollout(config, len(task.prompts))
     minibatches = math.ceil(responses / distributed.world_size() / config.minibatch_size)
     read = [after - before for before, after
             in zip([0, *history["num_tokens"]], history["num_tokens"], strict=False)]
@@ -122,6 +143,21 @@ def token_figures(history: Mapping[str, Sequence[float]], task: Task,
     return {"answers_sampled": responses * len(read),
             "tokens_sampled": round(responses * sum(history["val/response_tokens"])),
             "tokens_trained": round(sum(map(operator.mul, read, passes)))}
+
+
+def signs_in_training(history: Mapping[str, Sequence[float]], task: Task,
+                      config: PPOConfig) -> list[str]:
+    """What training warned of: the signs in the first episode that showed any."""
+    prompts = prompts_of_rollout(config, len(task.prompts))
+    signs = (signs_in_episode(history, step, prompts, config)
+             for step in range(len(history["objective/kl_exact"])))
+    return next(filter(None, signs), [])
+
+
+def reward_file(paths: Sequence[str] | None, config: PPOConfig) -> list[str]:
+    """The option with which the chat scores its answers, if the reward is one model on disk."""
+    paths = paths or [f"{config.out}/reward/model.pt"]
+    return ["--reward", *paths] if len(paths) == 1 and paths != [WORLD] else []
 
 
 def training_figures(history: Mapping[str, Sequence[float]], task: Task) -> dict[str, float]:

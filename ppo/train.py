@@ -9,7 +9,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +33,7 @@ from minigpt.seeding import seeded
 from minigpt.settings import TrainingConfig, name_of
 from minigpt.training import TrainingLoop
 from minigpt.weights import check_apart, unwrapped
-from ppo.advantages import flat_groups, gae, grpo_advantages, rloo_advantages, whiten
+from ppo.advantages import gae, grpo_advantages, rloo_advantages, whiten
 from ppo.loss import ppo_loss, value_loss
 from ppo.metrics import UpdateMetrics, explained_variance, rollout_metrics
 from ppo.rollout import Experience, Rollout, RolloutMaker, Sampler
@@ -207,7 +207,10 @@ def ppo_training(policy: MiniGPT, reference: MiniGPT | None, reward: AnyReward,
         tokens = distributed.totals({"n": int(rollout.mask.sum())}, policy.device)["n"]
         loop.num_tokens += int(tokens)
         log.write(figures)
-        warned = warned or warn_of_collapse(loop.step + 1, log.last("objective/kl_exact"), rollout)
+        if not warned:
+            signs = signs_in_episode(log.history, loop.step, batches.batch_size, config)
+            warn(signs)
+            warned = bool(signs)
         loop.state["kl_coeff"] *= adaptive_factor(log.last("objective/kl"), config,
                                                   batches.batch_size * config.samples_per_prompt)
     return loop.gathered("policy").eval(), log.history["objective/scores"], \
@@ -283,22 +286,31 @@ def prompt_batches(prompts: Sequence[str], max_seq_len: int, config: PPOConfig) 
     if not prompts:
         raise ValueError("prompts is empty: there is nothing to answer")
     examples = [tokenize_example(prompt, [], max_seq_len) for prompt in prompts]
-    batch_size = min(config.batch_size // config.samples_per_prompt, len(prompts)) \
-        * distributed.world_size()
+    batch_size = prompts_of_rollout(config, len(prompts))
     copies = batch_size // math.gcd(len(examples), batch_size)  # the fewest that fill them all
     return Batches(examples * copies, batch_size, config.seed, pool_batches=1)
 
 
-def warn_of_collapse(episode: int, kl: float, rollout: Rollout) -> bool:
-    """Warn if the policy goes too far, no longer ends, or learns nothing; whether it did."""
-    signs = signs_of_collapse({"kl_nats_per_response": kl,
-                               "finished_share": float(rollout.finished.float().mean())}, ADVICE)
-    flat = float(flat_groups(rollout.scores).float().mean())
-    if rollout.scores.shape[1] > 1 and flat > MOST_FLAT_GROUPS:
+def prompts_of_rollout(config: PPOConfig, num_prompts: int) -> int:
+    """How many prompts an episode answers, over all processes."""
+    return min(config.batch_size // config.samples_per_prompt, num_prompts) \
+        * distributed.world_size()
+
+
+def signs_in_episode(history: Mapping[str, Sequence[float]], step: int, prompts: int,
+                     config: PPOConfig) -> list[str]:
+    """What the log of this step, from 0, says against it: the policy goes too far, no longer ends,
+    or learns nothing.  prompts: of one rollout.  [] if all is well.
+    """
+    k = config.samples_per_prompt
+    signs = signs_of_collapse(
+        {"kl_nats_per_response": history["objective/kl_exact"][step],
+         "finished_share": history["val/num_eos_tokens"][step] / (prompts * k)}, ADVICE)
+    flat = history["val/flat_groups"][step] / prompts if k > 1 else 0.0
+    if flat > MOST_FLAT_GROUPS:
         signs.append(f"in {flat:.0%} of the groups all responses score the same, so these teach "
                      "nothing: raise --samples-per-prompt, or use a reward that tells more apart")
-    warn([f"episode {episode}: {sign}" for sign in signs])
-    return bool(signs)
+    return [f"episode {step + 1}: {sign}" for sign in signs]
 
 
 def adaptive_factor(kl: float, config: PPOConfig, num_responses: int) -> float:

@@ -28,6 +28,7 @@ from minigpt.disk import write_json
 from minigpt.metrics import accuracy_figures, preference_accuracy
 from minigpt.options import Settings, option
 from minigpt.plots import save_calibration, save_curves
+from minigpt.report import Section
 from reward.combine import AnyReward, Ensemble
 from reward.evaluate import (
     accuracy_by_fault,
@@ -40,7 +41,7 @@ from reward.evaluate import (
 from reward.model import RewardModel
 from reward.start import CENTERING_PROMPTS, fresh_reward_model, member_configs, train_centered
 from reward.train import RewardConfig
-from sft.start import doubts_about, start_figures, starting_point
+from sft.start import doubts_about, start_figures, start_path, starting_point
 
 
 @dataclass
@@ -53,9 +54,9 @@ class EnsembleConfig(Settings):
 
 def main(argv: Sequence[str] | None = None) -> None:
     started = time.perf_counter()
-    command, rows, config, world_config, ensemble = begin(
-        __doc__, argv, CommandConfig, RowsConfig, RewardConfig, WorldConfig, EnsembleConfig,
-        out="runs/reward")
+    settings = begin(__doc__, argv, CommandConfig, RowsConfig, RewardConfig, WorldConfig,
+                     EnsembleConfig, out="runs/reward")
+    command, rows, config, world_config, ensemble = settings
     task = load_task(rows, world_config, config.seed, command.init)
     sft_model = starting_point(replace(task, sft_rows=both_responses(task)), command, config)
 
@@ -102,11 +103,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     summary |= {"seconds": time.perf_counter() - started, "peak_memory_mb": peak_memory_mb(),
                 "models_in_memory": len(members)}
     start = start_figures(sft_model, task)
-    report("Reward model: held-out pairs", start | summary, config.out, doubts_about(start))
-    show_calibration(bins, out)
-    show_scores(model, task.heldout_preferences[:3])
-    save_curves(out / "curves.png", {"loss": losses, "accuracy": accuracies},
-                {"Bradley-Terry loss": ["loss"], "accuracy on the step's pairs": ["accuracy"]})
+    what = "Reward model" if len(members) == 1 else f"Ensemble of {len(members)} reward models"
+    curves = save_curves(out / "curves.png", {"loss": losses, "accuracy": accuracies},
+                         {"Bradley-Terry loss": ["loss"],
+                          "accuracy on the step's pairs": ["accuracy"]})
+    report(f"{what} from {len(task.preferences):,} pairs of {rows.source}", config.out,
+           start | summary, doubts_about(start),
+           [calibration_section(bins, out), pairs_section(model, task.heldout_preferences[:3]),
+            Section("Curves", curves)],
+           settings, [start_path(command, config), "--reward", f"{out}/model.pt"])
 
 
 def both_responses(task: Task) -> list[Record]:
@@ -128,24 +133,24 @@ def ensemble_figures(ensemble: Ensemble, rows: Sequence[Record]) -> dict[str, fl
     return {**alone, "disagreement_heldout": disagreement(ensemble, rows)}
 
 
-def show_calibration(bins: Sequence[dict[str, Any]], out: Path) -> None:
-    """Print the calibration; write it to calibration.json and calibration.png."""
-    print("\nCalibration: how often annotators agree with the model's choice, by how sure it is")
-    for b in bins:
-        print(f"  predicted {b['predicted']:.3f}   observed {b['observed']:.3f}   "
-              f"({b['pairs']} pairs)")
+def calibration_section(bins: Sequence[dict[str, Any]], out: Path) -> Section:
+    """The calibration, also written to calibration.json and calibration.png."""
     write_json(out / "calibration.json", bins)
-    save_calibration(out / "calibration.png", bins)
+    table = [["predicted", "observed", "pairs"],
+             *([f"{b['predicted']:.3f}", f"{b['observed']:.3f}", str(b["pairs"])] for b in bins)]
+    return Section("Calibration: how often annotators agree with the model's choice, by how sure "
+                   "it is", [table, *save_calibration(out / "calibration.png", bins)])
 
 
-def show_scores(model: AnyReward, rows: Sequence[Record]) -> None:
-    """Print a few pairs with their rewards."""
-    print("\nSome pairs and their rewards (0 is the SFT model's average answer)")
-    for row in rows:
-        print(f"  {row['prompt']}")
-        for side in ("chosen", "rejected"):
-            reward = float(score(model, [row["prompt"]], [row[side]]))
-            print(f"    {side:<9}{reward:+.2f}  {row[side]!r}")
+def pairs_section(model: AnyReward, rows: Sequence[Record]) -> Section:
+    """A few pairs with their rewards."""
+    def scored(row: Record, side: str) -> str:
+        return f"{float(score(model, [row['prompt']], [row[side]])):+.2f}  {row[side]}"
+
+    return Section("Some pairs and their rewards (0 is the SFT model's average answer)",
+                   [[["prompt", "chosen", "rejected"],
+                     *([row["prompt"], scored(row, "chosen"), scored(row, "rejected")]
+                       for row in rows)]])
 
 
 if __name__ == "__main__":

@@ -24,16 +24,16 @@ from minigpt.command import (
     tokens_trained,
 )
 from minigpt.evaluation import (
+    before_and_after,
     sample_responses,
-    show_before_and_after,
     signs_of_collapse,
     text_measures,
 )
-from minigpt.judged import check_rounds, sampling_figures
-from minigpt.log import warn
+from minigpt.judged import check_rounds, judge_in_chat, sampling_figures
 from minigpt.model import MiniGPT
 from minigpt.plots import save_curves
 from minigpt.recipes import below
+from minigpt.report import Section
 from reward.start import judge_of
 from sft.evaluate import evaluate_loss
 from sft.rounds import RejectionConfig, sft_rounds
@@ -47,9 +47,9 @@ ADVICE = {"finished_share": "train longer (--num-epochs), on responses that are 
 
 def main(argv: Sequence[str] | None = None) -> None:
     started = time.perf_counter()
-    command, rows, config, rejection, world_config = begin(
-        __doc__, argv, CommandConfig, RowsConfig, SFTConfig, RejectionConfig, WorldConfig,
-        out="runs/sft")
+    settings = begin(__doc__, argv, CommandConfig, RowsConfig, SFTConfig, RejectionConfig,
+                     WorldConfig, out="runs/sft")
+    command, rows, config, rejection, world_config = settings
     check_rounds(rejection, rows.data is not None)
     task = load_task(rows, world_config, config.seed, command.init, "demonstrations")
     judge, judges = judge_of(rejection.judge, task, command)
@@ -75,11 +75,15 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "tokens_trained": tokens_trained(config.out)}
     summary |= {"seconds": time.perf_counter() - started, "peak_memory_mb": peak_memory_mb(),
                 "models_in_memory": 1 + judges}
-    report("SFT: held-out prompts", summary, config.out,
-           doubts_about({"start_loss_nats_per_token": summary["loss_nats_per_token"]}))
-    warn(signs_of_collapse(summary, ADVICE))
-    show_before_and_after(base, model, task.heldout_prompts[:4], command.max_new_tokens)
-    save_curves(out / "curves.png", {"SFT loss": losses}, {"nats per response token": ["SFT loss"]})
+    learned = f"{len(task.sft_rows):,} demonstrations" if judge is None else \
+        f"the best of its own answers to {len(task.prompts):,} prompts"
+    warnings = [*doubts_about({"start_loss_nats_per_token": summary["loss_nats_per_token"]}),
+                *signs_of_collapse(summary, ADVICE)]
+    report(f"SFT on {learned} of {rows.source}", config.out, summary, warnings, [
+        before_and_after(base, model, task.heldout_prompts[:4], command.max_new_tokens),
+        Section("Curves", save_curves(out / "curves.png", {"SFT loss": losses},
+                                      {"nats per response token": ["SFT loss"]}))],
+        settings, [f"{out}/base.pt", f"{out}/model.pt", *judge_in_chat(rejection)])
 
 
 def measure(base: MiniGPT, model: MiniGPT, task: Task, command: CommandConfig,

@@ -71,10 +71,14 @@ def check_lora(lora: LoraConfig, command: CommandConfig) -> None:
         check_rank(lora.lora_rank, start.settings["embed_dim"])
 
 
+def start_path(command: CommandConfig, config: TrainingConfig) -> str:
+    """Where the model of `starting_point` is on disk."""
+    return command.init or f"{config.out}/sft/model.pt"
+
+
 def start_again(command: CommandConfig, config: TrainingConfig) -> MiniGPT:
     """The model of `starting_point` once more, from disk, where a run has changed it in place."""
-    path = command.init or f"{config.out}/sft/model.pt"
-    return load_model(path, MiniGPT, "--init", command.device)
+    return load_model(start_path(command, config), MiniGPT, "--init", command.device)
 
 
 def start_figures(start: MiniGPT, task: Task) -> dict[str, float]:

@@ -4,6 +4,7 @@ import copy
 import os
 import random
 import signal
+from html.parser import HTMLParser
 
 import pytest
 import torch
@@ -152,6 +153,35 @@ def reciter():
 @pytest.fixture(scope="session")
 def world():
     return World(WorldConfig(), seed=0)
+
+
+class Cells(HTMLParser):
+    """The cells of all tables of a page, by row."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.rows, self.inside = [], False
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        if tag == "tr":
+            self.rows.append([])
+        self.inside = tag in ("td", "th")
+        if self.inside:
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        self.inside = False
+
+    def handle_data(self, text):
+        if self.inside:
+            self.rows[-1][-1] += text
+
+
+@pytest.fixture(scope="session")
+def rows_of():
+    """rows_of(page) -> the rows of all its tables, as a browser shows them."""
+    return lambda page: Cells(page).rows
 
 
 class StoppedError(Exception):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from minigpt.figures import MEANINGS
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
@@ -41,6 +43,12 @@ def test_the_readme_has_commands_for_every_stage():
 def test_every_notebook_cell_runs(cell, capsys):
     exec(compile(cell, "README.md", "exec"), {})
     assert capsys.readouterr().out
+
+
+def test_the_table_of_figures_is_that_of_the_reports():
+    table = README.split("| figure | meaning |\n| --- | --- |\n")[1].split("\n\n")[0]
+    assert dict(re.fullmatch(r"\| `(.+)` \| (.+) \|", row).groups()
+                for row in table.splitlines()) == MEANINGS
 
 
 def test_every_link_to_a_file_leads_somewhere():

@@ -566,6 +566,18 @@ def test_annotators_that_cannot_be_raise(setting, value):
         World(WorldConfig(**{setting: value}))
 
 
+def test_the_wordings_of_a_question_have_one_key():
+    world = World(WorldConfig(facts=3), 0)
+    keys = {}
+    for prompt in (*world.prompts, *world.heldout_prompts):
+        keys.setdefault(world.question(prompt), []).append(prompt)
+    assert set(keys) == {question.wordings[0] for question in world.questions}
+    assert all(len(prompts) == len(keys_of) for prompts, keys_of
+               in zip(keys.values(), map(prompts_of, world.questions), strict=True))
+    with pytest.raises(KeyError):
+        world.question("Capital of Mars?")
+
+
 # --- the command ----------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ import lessons.compare
 from lessons.compare import Answers, CompareConfig, add_costs, best_of_n, thinned
 from lessons.limit import best_of_n_kl
 from lessons.methods import METHODS
+from minigpt.chat import ChatConfig
 from minigpt.errors import UserError
+from minigpt.options import parse
 from minigpt.sampling import Response
 
 ROOT = Path(__file__).parents[2]
@@ -40,9 +43,20 @@ def test_quick_comparison_beats_its_start_in_every_row(tmp_path):
         assert figures["true_reward"] > start["true_reward"]
         assert 0 < figures["kl_nats_per_response"] < 20
     assert results["stages"]["dpo"]["loss_first_step"] < 0.6932
-    for name in ("report.md", "report.html"):
-        text = (tmp_path / "run" / name).read_text()
-        assert "best of 16" in text and "share of possible gain" in text
+    assert "limit_at_this_kl" not in start
+    for name, shares in results["shares_by_question"].items():
+        assert len(shares) == 8
+        assert mean(shares) == pytest.approx(results["methods"][name]["share_of_possible_gain"])
+    screen = " ".join(done.stdout.split())
+    report, page = ((tmp_path / "run" / f"report.{kind}").read_text() for kind in ("md", "html"))
+    for text in (screen, report, page):
+        assert "16 held-out prompts are too few to rank methods" in text
+        assert "best of 16" in text and "share of" in text
+    python, flag, module, *argv = shlex.split(done.stdout.splitlines()[-1])
+    assert (python, flag, module) == ("python", "-m", "minigpt.chat")
+    config, = parse("", argv, ChatConfig)
+    assert len(config.models) == 3 and all(map(Path.exists, map(Path, [*config.models,
+                                                                       config.reward])))
     again = compare(tmp_path / "run")
     assert again.returncode == 1 and "holds another run" in again.stderr
 
@@ -79,8 +93,9 @@ def test_each_seed_is_compared_in_a_folder_of_its_own_and_reported_with_advice(t
     def compare_one(config, rows_config, world_config):
         given.append((config, rows_config, world_config))
         names = ("SFT", "best of 4", "DPO", "KTO")
-        return {"seed": config.seed, "seconds": 1.0, "methods": {name: {
-            "repetition": 0.25, "kl_nats_per_response": float(config.seed)} for name in names}}
+        return {"seed": config.seed, "seconds": 1.0, "stages": {"dpo": {}, "kto": {}},
+                "methods": {name: {"repetition": 0.25, "kl_nats_per_response": float(config.seed)}
+                            for name in names}}
 
     monkeypatch.setattr(lessons.compare, "compare", compare_one)
     argv = ["--methods", "kto", "best-of-n", "dpo", "--seed", "5", "--best-of", "4", "--facts", "2"]
@@ -92,7 +107,8 @@ def test_each_seed_is_compared_in_a_folder_of_its_own_and_reported_with_advice(t
     report = (tmp_path / "report.md").read_text()
     for title, name in (("best of 4", "best-of-n"), ("DPO", "dpo"), ("KTO", "kto")):
         assert f"| {title} | {METHODS[name].when} |" in report
-    assert f"| DPO | {6:.2f} +-{4.30 / 3 ** 0.5:.2f} (7.00) | 0.250 +-0.000 (0.250) |" in report
+    assert f"| DPO | {6:.2f} +-{4.30 / 3 ** 0.5:.2f} (7.00) |" in report
+    assert "| DPO | 0.250 +-0.000 (0.250) |" in report
     lessons.compare.main(["--out", str(tmp_path / "one"), *argv])
     assert given[-1][0].out == str(tmp_path / "one") and given[-1][0].seed == 5 and len(given) == 4
     assert not (tmp_path / "one" / "report.md").exists()  # which `compare` itself writes

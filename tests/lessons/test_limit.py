@@ -32,6 +32,18 @@ def test_frontier_ends_where_only_the_best_samples_are_left():
     assert frontier.start == pytest.approx(float(REWARDS.mean()))
 
 
+def test_shares_of_single_prompts_have_the_share_of_all_as_their_mean():
+    frontier = Frontier(torch.randn(6, 50, generator=torch.Generator().manual_seed(0)))
+    reached = torch.linspace(0, 2, 6)
+    shares = frontier.shares_of_gain(reached, 0.5)
+    assert shares.shape == (6,)
+    assert float(shares.mean()) == pytest.approx(
+        frontier.share_of_gain(float(reached.double().mean()), 0.5))
+    torch.testing.assert_close(shares[0], (0 - frontier.starts[0])
+                               / (frontier.reward_at(0.5) - frontier.start))
+    assert frontier.shares_of_gain(reached, 0.0).isnan().all()
+
+
 def test_frontier_has_a_point_for_each_of_200_betas_between_100_and_a_hundredth():
     frontier = Frontier(REWARDS)
     assert frontier.rewards.shape == frontier.kls.shape == BETAS.shape == (200,)

@@ -46,11 +46,16 @@ def test_config_and_summary_are_written_and_printed(tmp_path, capsys):
     assert (shape, command) == (Shape(), Command(quick=True, out=str(tmp_path)))
     written = json.loads((tmp_path / "config.json").read_text())
     assert written["side_length"] == 10 and written["quick"] is True
-    report("Title", {"loss": 0.123456, "steps": 7}, str(tmp_path))
+    report("Title", str(tmp_path), {"loss": 0.123456, "steps": 7}, warnings=["hot"], sections=[],
+           settings=[shape, command], talk=["a b"])
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary == {"loss": 0.123456, "steps": 7}
     printed = capsys.readouterr().out
-    assert "Title" in printed and "0.1235" in printed and "7" in printed
+    assert "Title\nwarning: hot" in printed and "0.1235" in printed and "7" in printed
+    assert printed.endswith("\npython -m minigpt.chat 'a b'\n")
+    kept = (tmp_path / "report.md").read_text()
+    assert "# Title" in kept and "warning: hot" in kept and "| loss | 0.1235 |" in kept
+    assert "| quick | True | False | the command line |" in kept and "side_length=10" in kept
 
 
 def test_a_device_that_is_not_there_raises(tmp_path):
@@ -275,7 +280,8 @@ def stop_at(monkeypatch, place, number):
     ("dpo.train.preference_examples", "config.json"),
     ("dpo.main.save_checkpoint", "config.json, state.pt, metrics.jsonl"),
     ("dpo.main.implicit_rewards", "config.json, state.pt, metrics.jsonl, model.pt"),
-    ("dpo.main.save_curves", "config.json, state.pt, metrics.jsonl, model.pt, summary.json")])
+    ("minigpt.command.save_report",
+     "config.json, state.pt, metrics.jsonl, model.pt, summary.json")])
 def test_a_signal_outside_the_training_says_in_a_line_what_is_saved_and_what_is_missing(
         tmp_path, start, monkeypatch, capsys, number, code, place, saved):
     rows, out = write_rows(tmp_path / "rows.jsonl"), tmp_path / "run"

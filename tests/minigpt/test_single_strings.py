@@ -6,11 +6,11 @@ from data.files import DataError
 from dpo import dpo_train, evaluate_preference_accuracy, implicit_rewards
 from minigpt import Response, generate, sequence_logps
 from minigpt.evaluation import (
+    before_and_after,
     distinct_n,
     evaluate_policy,
     kl_to_reference,
     sample_responses,
-    show_before_and_after,
 )
 from minigpt.examples import tokenize_example, tokenize_examples
 from ppo import ppo_training
@@ -33,7 +33,7 @@ CALLS = {
     "train_centered": ("prompts", lambda m, r, w, x: train_centered(m, [], x, RewardConfig(), 4)),
     "sample_responses": ("prompts", lambda m, r, w, x: sample_responses(m, x, 2, 4, seed=0)),
     "evaluate_policy": ("prompts", lambda m, r, w, x: evaluate_policy(m, r, x, 2, 4, seed=0)),
-    "show_before_and_after": ("prompts", lambda m, r, w, x: show_before_and_after(m, r, x, 4)),
+    "before_and_after": ("prompts", lambda m, r, w, x: before_and_after(m, r, x, 4)),
     "kl_to_reference": ("prompts", lambda m, r, w, x: kl_to_reference(
         m, r, x, [Response("a", [97], False)] * 2)),
     "distinct_n": ("texts", lambda m, r, w, x: distinct_n(x, 2)),

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from data.task import Task
 from minigpt import EOS, MiniGPT, encode, generate
 from minigpt.batching import collate
 from minigpt.checkpoint import load_state
@@ -20,6 +21,8 @@ from minigpt.errors import UserError
 from minigpt.kl import kl_k3
 from minigpt.run_folder import read_history
 from ppo import ppo_training
+from ppo.main import signs_in_training
+from ppo.train import PPOConfig
 from reward import Ensemble
 
 K = 4
@@ -181,6 +184,19 @@ def test_a_warning_says_so_once_most_groups_are_flat(train, capsys):
     assert capsys.readouterr().out.count("in 100% of the groups all responses score the same") == 1
     train(longer, lr=1e-300, advantage="gae", samples_per_prompt=1)
     assert "of the groups" not in capsys.readouterr().out
+
+
+def test_the_report_warns_of_the_episode_that_training_warned_of():
+    task = Task(64, prompt_rows=[{"prompt": str(number)} for number in range(4)])
+    config = PPOConfig(batch_size=8, minibatch_size=4, advantage="rloo", samples_per_prompt=2)
+    history = {"objective/kl_exact": [1.0, 30.0, 40.0], "val/num_eos_tokens": [8.0, 3.0, 8.0],
+               "val/flat_groups": [2.0, 4.0, 0.0]}
+    kl, ends, groups = signs_in_training(history, task, config)
+    assert kl.startswith("episode 2: the policy is 30 nats per response away")
+    assert ends.startswith("episode 2: only 38% of the responses end by themselves")
+    assert groups.startswith("episode 2: in 100% of the groups")
+    well = {name: values[:1] for name, values in history.items()}
+    assert signs_in_training(well, task, config) == []
 
 
 def test_without_groups_none_are_counted(train, tmp_path):
