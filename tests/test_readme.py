@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from data.world import World, WorldConfig
+from lessons.start import WORLD, shipped
 from minigpt.figures import MEANINGS
 
 ROOT = Path(__file__).parents[1]
@@ -75,3 +77,14 @@ def test_every_option_named_in_the_text_exists():
              for name in getattr(value, "__dataclass_fields__", ())}
     known |= {"--help", "--nproc-per-node", "--peers", "--json"}
     assert set(re.findall(r"--[a-z][a-z-]+", README)) <= known
+
+
+def test_the_first_screen_shows_a_pair_as_it_is_and_what_the_shipped_models_say():
+    pair, answers = (dict(line.split(maxsplit=1) for line in block.splitlines())
+                     for block in re.findall(r"```\n(prompt .*?)```", README, re.DOTALL))
+    assert pair in World(WorldConfig(**WORLD)).preferences
+    prompt = answers.pop("prompt")
+    assert prompt in World(WorldConfig(**WORLD)).heldout_prompts
+    assert answers == {name.upper(): shipped()[name]["answers"][prompt]
+                       for name in ("sft", "ppo", "dpo")}
+    assert README.index(prompt) < 1000
