@@ -1,12 +1,15 @@
-"""List the lessons:  python -m lessons;  run one:  python -m lessons 05 [--solutions] [--quick]"""
+"""List the lessons:  python -m lessons;  run one:  python -m lessons 05 [--solutions] [--quick];
+check what you wrote:  python -m lessons 05 --check [FILE]"""
 
 import argparse
 import os
 import runpy
+import sys
 from collections.abc import Sequence
 
 from lessons.articles import run_time
 from lessons.course import LESSONS, find, names, results_of, title_and_question
+from lessons.exercises import check
 from minigpt.command import run_command
 
 
@@ -17,14 +20,26 @@ def main(argv: Sequence[str] | None = None) -> None:
                         help="run the worked solutions of its exercises")
     parser.add_argument("--quick", action="store_true",
                         help="seconds instead of minutes, with meaningless results")
+    parser.add_argument("--check", nargs="?", const="", metavar="FILE",
+                        help="check your answer to its exercise, in its exercise.py or in FILE")
     options = parser.parse_args(argv)
+    if options.check is not None:
+        if options.lesson is None or options.solutions or options.quick:
+            parser.error("--check needs the number of a lesson and goes with no other option: "
+                         "python -m lessons 05 --check")
+        right, said = check(options.lesson, options.check or None)
+        print(said)
+        if not right:
+            sys.exit(1)
+        return
     if options.lesson is None:
         print(f"{'lesson':<28} {'script':>8} {'solutions':>10}   title")
         for name in names():
             times = [run_time(results["seconds"]) for results in results_of(name).values()]
             print(f"{name:<28} {times[0]:>8} {times[1]:>10}   "
                   f"{title_and_question(name)[0]}")
-        print("\npython -m lessons 05 runs one; its article is lessons/05_.../README.md")
+        print("\npython -m lessons 05 runs one; its article is lessons/05_.../README.md"
+              "\npython -m lessons 05 --check checks what you wrote in lessons/05_.../exercise.py")
         return
     os.environ["LESSONS_QUICK"] = "1" if options.quick else "0"
     script = "solutions" if options.solutions else "lesson"
