@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from dpo.loss import LOSSES
 from lessons.articles import ROOT, render, slug
 from lessons.course import LESSONS, SCRIPTS, fingerprint, names, results_of
 
-ARTICLES = [LESSONS / name / "README.md" for name in names()] + [LESSONS / "README.md"]
+ARTICLES = [*(LESSONS / name / "README.md" for name in names()), LESSONS / "README.md",
+            LESSONS / "cheatsheet.md"]
 SECTIONS = ["The question", "The idea", "The derivation", "The code", "Run it", "What to look for",
-            "What breaks, and why", "Exercises", "Further reading"]
+            "What breaks, and why", "Exercises", "Three questions", "Further reading"]
 PACKAGES = ("minigpt", "data", "sft", "reward", "ppo", "dpo", "lessons", "tests")
 of_every_article = pytest.mark.parametrize("path", ARTICLES, ids=lambda path: path.parent.name)
 of_every_lesson = pytest.mark.parametrize("name", names())
@@ -91,6 +93,24 @@ def test_every_article_has_the_same_sections(name):
     text = without_code((LESSONS / name / "README.md").read_text(encoding="utf-8"))
     assert re.findall(r"^## (.+)$", text, re.MULTILINE) == SECTIONS
     assert re.match(rf"# {int(name[:2])}\. \w", text)
+
+
+@of_every_lesson
+def test_every_article_asks_three_questions_and_names_its_exercise(name):
+    text = (LESSONS / name / "README.md").read_text(encoding="utf-8")
+    asked = text.partition("\n## Three questions\n")[2].partition("\n## ")[0]
+    folded = re.findall(r"<details><summary>([^<]+\?[^<]*)</summary>\n\n(.+?)\n\n</details>", asked,
+                        re.DOTALL)
+    assert len(folded) == 3 and all(len(answer) > 100 for _, answer in folded)
+    assert "[exercise.py](exercise.py)" in text and f"`python -m lessons {name[:2]} --check`" in text
+
+
+def test_the_cheat_sheet_has_every_loss_and_estimator():
+    text = (LESSONS / "cheatsheet.md").read_text(encoding="utf-8")
+    functions = [loss.__name__ for loss in LOSSES.values()] + [
+        "kto_loss", "sft_loss", "bradley_terry_loss", "gae", "ppo_loss", "value_loss",
+        "rloo_advantages", "grpo_advantages", "kl_k1", "kl_k2", "kl_k3", "best_of_n_kl", "Frontier"]
+    assert all(f"[`{function}`](" in text for function in functions)
 
 
 @of_every_lesson
