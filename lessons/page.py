@@ -6,6 +6,7 @@ the files of the articles.
 
 import html
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from minigpt.disk import write_atomically
 from minigpt.errors import UserError
 
 RUNS = LESSONS / "07_over_optimisation" / "runs.json"
+SITE = LESSONS / "site"
 
 
 def build_site() -> Path:
@@ -25,8 +27,8 @@ def build_site() -> Path:
 
     Raises UserError if a package is missing.
     """
-    path = LESSONS / "site" / "index.html"
-    path.parent.mkdir(exist_ok=True)
+    path = SITE / "index.html"
+    SITE.mkdir(exist_ok=True)
     write_atomically(path, lambda file: file.write(page().encode("utf-8")))
     return path
 
@@ -43,10 +45,15 @@ def page() -> str:
         navigation="\n".join(f'<li><a href="#{name}">'
                              f'{html.escape(title_and_question(name)[0])}</a></li>'
                              for name in names()),
-        articles="\n".join([article(parser, "", LESSONS / "README.md"),
-                            *(article(parser, name, LESSONS / name / "README.md")
-                              for name in names())]),
+        articles="\n".join(article(parser, name, path) for name, path in sections().items()),
         playground=playground(MODELS))
+
+
+def sections() -> dict[str, Path]:
+    """The id of each section on the page, in order, and the file that it is made from."""
+    return {"start": LESSONS / "README.md",
+            **{name: LESSONS / name / "README.md" for name in names()},
+            "cheatsheet": LESSONS / "cheatsheet.md"}
 
 
 def article(parser: Any, name: str, path: Path) -> str:
@@ -58,35 +65,33 @@ def article(parser: Any, name: str, path: Path) -> str:
                   path.read_text(encoding="utf-8"))
     text = parser.render(re.sub(r"<!--.*?-->", "", text))
     text = re.sub(r'(href|src)="([^"]+)"',
-                  lambda found: f'{found[1]}="{target(name, found[2])}"', text)
+                  lambda found: f'{found[1]}="{target(path, found[2])}"', text)
     text = re.sub(r"<h([1-6])>(.*?)</h\1>",
                   lambda found: heading(name, int(found[1]), found[2]), text)
     text = text.replace("<table>", '<div class="wide"><table>') \
         .replace("</table>", "</table></div>")
-    return f'<section class="article" id="{name or "start"}">\n{text}</section>'
+    return f'<section class="article" id="{name}">\n{text}</section>'
 
 
 def heading(name: str, level: int, text: str) -> str:
     """A heading with an anchor and a link to it."""
     if level == 1:
         return f"<h1>{text}</h1>"
-    place = f"{name or 'start'}-{slug(html.unescape(re.sub('<.*?>', '', text)))}"
+    place = f"{name}-{slug(html.unescape(re.sub('<.*?>', '', text)))}"
     link = f'<a class="here" href="#{place}" aria-label="link to this section">#</a>'
     return f'<h{level} id="{place}">{text} {link}</h{level}>'
 
 
-def target(name: str, link: str) -> str:
-    """A link of an article, rewritten for the page, which is as deep in the tree as an article."""
+def target(path: Path, link: str) -> str:
+    """A link in this article, rewritten for the page: to a section, or to a file from SITE."""
     if re.match(r"https?:|data:", link):
         return link
-    if link.startswith("#"):
-        return f"#{name or 'start'}-{link[1:]}"
-    lesson = re.fullmatch(r"(?:\.\./)?(\d\d_\w+)/README\.md(?:#(.+))?", link)
-    if lesson:
-        return f"#{lesson[1]}" + (f"-{lesson[2]}" if lesson[2] else "")
-    if not name:  # lessons/README.md is one level up
-        return "../" + link
-    return link if link.startswith("../") else f"../{name}/{link}"
+    file, _, anchor = link.partition("#")
+    to = Path(os.path.normpath(path.parent / file)) if file else path
+    for name, section in sections().items():
+        if to == section:
+            return f"#{name}" + (f"-{anchor}" if anchor else "")
+    return Path(os.path.relpath(to, SITE)).as_posix() + (f"#{anchor}" if anchor else "")
 
 
 def markdown() -> Any:
