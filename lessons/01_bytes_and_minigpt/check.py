@@ -34,19 +34,19 @@ def sees_itself(attention):
 def weights_add_up_to_one(attention):
     total = attention(Q, KEYS, torch.ones(B, T, K))[..., 0]  # the sum of each byte's weights
     if not near(total[:, -1], torch.ones(B)):
-        return ("the weights of the last byte, which sees all others, do not add up "
-                "to 1: is the softmax over the keys, the last axis of the scores, or over the "
-                "queries?")
+        return ("the weights of the last byte, which sees all others, do not add up to 1: is the "
+                "softmax over the keys, the last axis of the scores, or over the queries?")
     if not near(total, torch.ones(B, T)):
-        return ("only the last byte's weights add up to 1: was the mask put on after "
-                "the softmax? The hidden bytes then keep their share of the sum.")
+        return ("only the last byte's weights add up to 1: was the mask put on after the softmax? "
+                "The hidden bytes then keep their share of the sum.")
 
 
 def sees_no_later_byte(attention):
     keys, values = KEYS.clone(), V.clone()
     keys[:, -1] += 1
     values[:, -1] += 1
-    moved = (attention(Q, keys, values) != attention(Q, KEYS, V)).any(-1).any(0)  # (T,)
+    change = (attention(Q, keys, values) - attention(Q, KEYS, V)).abs()
+    moved = change.amax((0, 2)) > 1e-6  # (T,)
     if moved[0]:
         return ("the last byte was changed and the first answer moved: every byte sees the whole "
                 "row. What must not be seen needs a score of minus infinity before the softmax; a "

@@ -102,7 +102,8 @@ def test_every_article_asks_three_questions_and_names_its_exercise(name):
     folded = re.findall(r"<details><summary>([^<]+\?[^<]*)</summary>\n\n(.+?)\n\n</details>", asked,
                         re.DOTALL)
     assert len(folded) == 3 and all(len(answer) > 100 for _, answer in folded)
-    assert "[exercise.py](exercise.py)" in text and f"`python -m lessons {name[:2]} --check`" in text
+    assert "[exercise.py](exercise.py)" in text
+    assert f"`python -m lessons {name[:2]} --check`" in text
 
 
 def test_the_cheat_sheet_has_every_loss_and_estimator():
