@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from data.world import World, WorldConfig
+from lessons.methods import METHODS
 from lessons.start import WORLD, shipped
 from minigpt.figures import MEANINGS
 
@@ -75,7 +76,7 @@ def test_every_option_named_in_the_text_exists():
     known = {"--" + name.replace("_", "-") for module in map(import_module, names)
              for value in vars(module).values()
              for name in getattr(value, "__dataclass_fields__", ())}
-    known |= {"--help", "--nproc-per-node", "--peers", "--json"}
+    known |= {"--help", "--nproc-per-node", "--peers", "--json", "--check"}
     assert set(re.findall(r"--[a-z][a-z-]+", README)) <= known
 
 
@@ -88,3 +89,12 @@ def test_the_first_screen_shows_a_pair_as_it_is_and_what_the_shipped_models_say(
     assert answers == {name.upper(): shipped()[name]["answers"][prompt]
                        for name in ("sft", "ppo", "dpo")}
     assert README.index(prompt) < 1000
+
+
+def test_the_table_of_the_family_has_every_method_and_says_when_to_take_it():
+    table = README.split("| when to take it |")[1].split("\n\n")[0]
+    cells = [re.split(r" *\| *", line) for line in table.splitlines()[2:]]
+    rows = {row[1]: row[-2] for row in cells}
+    titles = {"best of 16" if method.title == "best of n" else method.title: method.when
+              for method in METHODS.values()}
+    assert rows == titles
