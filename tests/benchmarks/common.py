@@ -21,8 +21,9 @@ from minigpt.command import peak_memory_mb
 from minigpt.processor import keep_freed_memory, onednn_matmul
 
 ROWS, EPISODES, GENERATED = 512, 256, 64 * 64 * 3
+DIFFERENT_PROMPTS = {"generate": 64, "groups": 4}  # of 64 rows: each its own, or 16 answers to each
 UNITS = {"sft": "examples/s", "reward": "pairs/s", "dpo": "pairs/s", "ppo": "episodes/s",
-         "generate": "tokens/s"}
+         "generate": "tokens/s", "groups": "tokens/s"}
 Work = Callable[[], object]
 WORDS = ("river", "stone", "bridge", "two", "friends", "spoke", "about", "maps", "letters",
          "weather", "and", "bread", "how", "far", "the", "next", "town", "might", "be", "before",

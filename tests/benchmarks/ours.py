@@ -16,6 +16,7 @@ from ppo import ppo_training
 from reward import RewardModel, train_reward_model
 from sft import sft_train
 from tests.benchmarks.common import (
+    DIFFERENT_PROMPTS,
     EPISODES,
     GENERATED,
     ROWS,
@@ -26,9 +27,9 @@ from tests.benchmarks.common import (
 )
 
 
-def generate_thrice(model: MiniGPT) -> Work:
+def generate_thrice(model: MiniGPT, different: int) -> Work:
     let_no_response_end()
-    prompts = torch.randint(1, 0xF8, (64, 32)).tolist()
+    prompts = torch.randint(1, 0xF8, (different, 32)).repeat_interleave(64 // different, 0).tolist()
     sample_ids(model, prompts, 4)
 
     def work() -> None:
@@ -40,8 +41,8 @@ def generate_thrice(model: MiniGPT) -> Work:
 def work_of(stage: str, data: str | None, bf16: bool) -> tuple[Work, int]:
     torch.manual_seed(0)
     rows, model = benchmark_rows(data, ROWS), MiniGPT(max_seq_len=256)
-    if stage == "generate":
-        return generate_thrice(model), GENERATED
+    if stage in DIFFERENT_PROMPTS:
+        return generate_thrice(model, DIFFERENT_PROMPTS[stage]), GENERATED
     twin = copy.deepcopy(model)
     # the first one imports torch's compiler, as the peer's own imports do
     torch.optim.AdamW(model.parameters())

@@ -20,7 +20,15 @@ from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadMo
 
 from minigpt import EOS, PAD, MiniGPT
 from minigpt.export import byte_tokenizer, gpt2_config
-from tests.benchmarks.common import EPISODES, GENERATED, ROWS, Work, benchmark_rows, time_one_stage
+from tests.benchmarks.common import (
+    DIFFERENT_PROMPTS,
+    EPISODES,
+    GENERATED,
+    ROWS,
+    Work,
+    benchmark_rows,
+    time_one_stage,
+)
 
 
 def gpt2(**more) -> GPT2Config:
@@ -43,8 +51,8 @@ def work_of(stage: str, data: str | None, bf16: bool) -> tuple[Work, int]:
     rows = benchmark_rows(data, ROWS)
     model, twin = GPT2LMHeadModel(gpt2()), GPT2LMHeadModel(gpt2())
     twin.load_state_dict(model.state_dict())
-    if stage == "generate":
-        return generate_thrice(model.eval()), GENERATED
+    if stage in DIFFERENT_PROMPTS:
+        return generate_thrice(model.eval(), DIFFERENT_PROMPTS[stage]), GENERATED
     tokenizer = byte_tokenizer(256)
     tokenizer.padding_side = "left" if stage == "ppo" else "right"
     once = {**training_arguments(bf16), "num_train_epochs": 1, "logging_steps": 8,
@@ -87,8 +95,8 @@ def work_of(stage: str, data: str | None, bf16: bool) -> tuple[Work, int]:
     return trainer.train, EPISODES
 
 
-def generate_thrice(model: GPT2LMHeadModel) -> Work:
-    prompts = torch.randint(1, EOS, (64, 32))
+def generate_thrice(model: GPT2LMHeadModel, different: int) -> Work:
+    prompts = torch.randint(1, EOS, (different, 32)).repeat_interleave(64 // different, 0)
     settings = {"attention_mask": torch.ones_like(prompts), "do_sample": True,
                 "pad_token_id": PAD}
     model.generate(prompts, max_new_tokens=4, **settings)

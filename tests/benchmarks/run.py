@@ -22,6 +22,7 @@ from minigpt.disk import write_json
 from minigpt.model import MiniGPT
 from minigpt.processor import fast_precision, onednn_matmul
 from tests.benchmarks.common import (
+    DIFFERENT_PROMPTS,
     UNITS,
     last_line_of,
     seconds_of,
@@ -47,7 +48,7 @@ def stage_lines(data: str | None, peers: bool, pairs: int) -> list[dict[str, Any
     if fast_precision(torch.device("cpu")) == "bfloat16":
         precisions.append(True)
     todo = [(stage, bf16) for stage in UNITS for bf16 in precisions
-            if not (bf16 and stage == "generate")]
+            if not (bf16 and stage in DIFFERENT_PROMPTS)]
     for stage, bf16 in tqdm(todo, desc="stages"):
         ours, theirs = [], []
         for _ in range(pairs):
