@@ -238,8 +238,7 @@ def _parquet(file: BinaryIO) -> Iterator[tuple[Place, Row]]:
         import pyarrow
         import pyarrow.parquet as parquet
     except ImportError as error:
-        raise DataError("Parquet needs the package pyarrow: pip install -e '.[parquet]' -c "
-                        "constraints.txt") from error
+        raise DataError("Parquet needs the package pyarrow: pip install pyarrow") from error
     try:
         rows = parquet.read_table(file).to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as error:

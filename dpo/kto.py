@@ -13,14 +13,14 @@ from minigpt.batching import Batch, Batches
 from minigpt.errors import UserError
 from minigpt.logprobs import logps_of_examples, response_logps
 from minigpt.lora import as_reference, checked_models, recipes_of
-from minigpt.model import MiniGPT
+from minigpt.protocol import Model
 from minigpt.recipes import with_recipes
 from minigpt.training import TrainingLoop
 
 
-def kto_train(policy: MiniGPT, reference: MiniGPT | None, rows: Sequence[Mapping],
+def kto_train(policy: Model, reference: Model | None, rows: Sequence[Mapping],
               num_epochs: int = DPOConfig.num_epochs, lr: float | None = None,
-              beta: float | None = None, **options) -> tuple[MiniGPT, list[float], list[float]]:
+              beta: float | None = None, **options) -> tuple[Model, list[float], list[float]]:
     """Train `policy` in place on {"prompt", "completion", "label"} rows; options: DPOConfig's.
 
     Preference pairs are taken apart.  Everything else is as in `dpo_train`; the third return value
@@ -34,12 +34,12 @@ def kto_train(policy: MiniGPT, reference: MiniGPT | None, rows: Sequence[Mapping
     check_kto(config)
     examples, mismatched_examples, labels = unpaired_examples(rows, policy.max_seq_len)
     desirable_weight, undesirable_weight = weights_of(labels, config)
-    labels = labels.to(policy.device)
     batches = Batches(examples, config.batch_size * distributed.world_size(), config.seed)
     mismatched = Batches(mismatched_examples, batches.batch_size)
     loop = TrainingLoop({"policy": policy.train()}, config, batches, num_epochs * len(batches),
                         frozen=[reference], identity={"labels": labels.tolist()})
     optimizer, log = loop.optimizer, loop.log
+    labels = labels.to(optimizer.device)
     with as_reference(policy, reference) as ref, optimizer.precision():
         ref_logps = logps_of_examples(ref, batches)[:, 0]                       # (N,)
         ref_mismatched_logps = logps_of_examples(ref, mismatched)[:, 0]         # (N,)
@@ -68,16 +68,16 @@ def check_kto(config: DPOConfig) -> None:
 
 
 @torch.no_grad()
-def reference_point(policy: MiniGPT, mismatched: Batches, ref_logps: Tensor,
+def reference_point(policy: Model, mismatched: Batches, ref_logps: Tensor,
                     microbatches: Sequence[Batch]) -> Tensor:
     """KTO's z for this step, from the mismatched answers of all its rows, in all processes."""
     mean = 0.0
     for batch in microbatches:
-        others = mismatched.collate(batch.indices.tolist()).to(policy.device)
+        others = mismatched.collate(batch.indices.tolist()).to(batch.token_ids.device)
         log_ratios = response_logps(policy, others)[:, 0] - ref_logps[batch.indices]
         mean += batch.weight * float(log_ratios.mean())
-    mean = distributed.means({"z": mean}, policy.device)["z"]
-    return torch.tensor(max(mean, 0.0), device=policy.device)     # as `kto_reference_point`
+    mean = distributed.means({"z": mean}, ref_logps.device)["z"]
+    return torch.tensor(max(mean, 0.0), device=ref_logps.device)  # as `kto_reference_point`
 
 
 def weights_of(labels: Tensor, config: DPOConfig) -> tuple[float, float]:

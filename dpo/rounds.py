@@ -14,10 +14,10 @@ from dpo.train import DPOConfig, dpo_train
 from minigpt.errors import UserError
 from minigpt.judged import Judge, Judged, RoundsConfig, check_rounds, rounds_of, sample_judged
 from minigpt.lora import LoraConfig
-from minigpt.model import MiniGPT
 from minigpt.options import option
+from minigpt.protocol import Model
 
-Result = tuple[MiniGPT, list[float], list[float]]
+Result = tuple[Model, list[float], list[float]]
 
 
 @dataclass
@@ -41,7 +41,7 @@ def check_online(online: OnlineConfig, lora: LoraConfig, has_data: bool) -> None
                         "reference is the model without its adapters, the start: leave one out")
 
 
-def dpo_rounds(policy: MiniGPT, reference: MiniGPT | None, prompts: Sequence[str], judge: Judge,
+def dpo_rounds(policy: Model, reference: Model | None, prompts: Sequence[str], judge: Judge,
                online: OnlineConfig, config: DPOConfig, max_new_tokens: int) -> Result:
     """Train `policy` in place, in online.rounds rounds, each with the settings of `config`.
 

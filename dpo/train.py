@@ -15,8 +15,8 @@ from minigpt.distributed import world_size
 from minigpt.errors import UserError
 from minigpt.logprobs import logps_of_examples, response_logps
 from minigpt.lora import as_reference, checked_models, recipes_of
-from minigpt.model import MiniGPT
 from minigpt.options import option
+from minigpt.protocol import Model
 from minigpt.recipes import with_recipes
 from minigpt.settings import EpochConfig, name_of
 from minigpt.training import TrainingLoop
@@ -55,13 +55,14 @@ class DPOConfig(EpochConfig):
     undesirable_weight: float | None = option(None, "kto: weight of bad rows", above=0)
 
 
-def dpo_train(policy: MiniGPT, reference: MiniGPT | None, rows: Sequence[Mapping],
+def dpo_train(policy: Model, reference: Model | None, rows: Sequence[Mapping],
               num_epochs: int = DPOConfig.num_epochs, lr: float | None = None,
               beta: float | None = None, *, loss: Loss = "dpo",
-              **options) -> tuple[MiniGPT, list[float], list[float]]:
+              **options) -> tuple[Model, list[float], list[float]]:
     """Train `policy` in place on preference rows; options: the fields of DPOConfig.
 
     Args:
+        policy: a MiniGPT, or any other LanguageModel (minigpt/protocol.py).
         reference: only read, and only once, since its log-probabilities do not change.  None for a
             loss that needs none, or for a policy with adapters (minigpt/lora.py), whose reference
             is the policy without them.
@@ -82,6 +83,7 @@ def dpo_train(policy: MiniGPT, reference: MiniGPT | None, rows: Sequence[Mapping
         from dpo.kto import kto_train
 
         return kto_train(policy, reference, rows, num_epochs, lr, beta, **options)
+    policy, reference = checked_models(policy, reference, needs_reference(loss))
     name = next((name for name, known in LOSSES.items() if known is loss),
                 None if callable(loss) else loss)
     config = with_recipes(DPOConfig, (str(name), *recipes_of(policy)), loss=name,
@@ -89,13 +91,12 @@ def dpo_train(policy: MiniGPT, reference: MiniGPT | None, rows: Sequence[Mapping
     settings = HYPERPARAMETERS if name else (*options, *["beta"] * (beta is not None))
     loss_function, asked = function_of(loss), parameters_of(loss, settings)
     check_used(config, asked, name_of(loss))
-    policy, reference = checked_models(policy, reference, needs_reference(loss))
     examples = preference_examples(rows, policy.max_seq_len)
     batches = Batches(examples, config.batch_size * world_size(), config.seed)
     loop = TrainingLoop({"policy": policy.train()}, config, batches, num_epochs * len(batches),
                         frozen=[reference], identity={"loss": name_of(loss)})
     optimizer, log = loop.optimizer, loop.log
-    ref_logps = torch.zeros(len(examples), 2, device=policy.device)  # if no loss asks for them
+    ref_logps = torch.zeros(len(examples), 2, device=optimizer.device)  # if no loss asks for them
     if needs_reference(loss):
         with as_reference(policy, reference) as ref, optimizer.precision():  # the policy's, since
             ref_logps = logps_of_examples(ref, batches)                      # they start equal

@@ -38,8 +38,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             times = [run_time(results["seconds"]) for results in results_of(name).values()]
             print(f"{name:<28} {times[0]:>8} {times[1]:>10}   "
                   f"{title_and_question(name)[0]}")
-        print("\npython -m lessons 05 runs one; its article is lessons/05_.../README.md"
-              "\npython -m lessons 05 --check checks what you wrote in lessons/05_.../exercise.py")
+        folder = f"{os.path.relpath(LESSONS)}/05_..."
+        print(f"\npython -m lessons 05 runs one; its article is {folder}/README.md"
+              f"\npython -m lessons 05 --check checks what you wrote in {folder}/exercise.py")
         return
     os.environ["LESSONS_QUICK"] = "1" if options.quick else "0"
     script = "solutions" if options.solutions else "lesson"

@@ -18,24 +18,34 @@ from lessons.course import LESSONS, NEEDED, SCRIPTS, find, names
 from minigpt.command import run_command
 from minigpt.errors import UserError
 
+INSTALL = """\
+> This needs the library and matplotlib. In a clone: `pip install -e ".[plots]" -c constraints.txt`.
+> Without one, from the wheel that `pip wheel . --no-deps` makes in a clone:
+> `pip install "alignment_from_scratch-0.1.0-py3-none-any.whl[plots]"`.
+>
+> It runs in any folder, and writes to `runs/lessons/` there."""  # the first cell of a notebook
+
 
 def run_as_notebook(script: Path) -> None:
     """Run a script of `# %%` cells as a notebook, and save that with its outputs beside the script.
 
+    Its first cell, which the script has not, says what to install.
     Raises UserError if a package is missing, nbclient's CellExecutionError if a cell fails.
     """
     try:
         import jupytext
         from nbclient import NotebookClient
+        from nbformat.v4 import new_markdown_cell
     except ImportError as error:
         raise UserError(NEEDED) from error
     notebook = jupytext.read(script)
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number}"  # ids are random by default, and would differ in every build
+    notebook.cells.insert(0, new_markdown_cell(INSTALL, id="install"))
     notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3",
                                         "language": "python"}}
     NotebookClient(notebook, timeout=None, kernel_name="python3", record_timing=False,
-                   resources={"metadata": {"path": str(script.parent)}}).execute()
+                   resources={"metadata": {"path": str(LESSONS.parent)}}).execute()
     jupytext.write(notebook, script.with_suffix(".ipynb"))
 
 
@@ -49,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--models", action="store_true",
                         help="run no lesson; train the models that ship with the lessons")
     options = parser.parse_args(argv)
+    if not (LESSONS.parent / "pyproject.toml").exists():
+        raise UserError(f"lessons are built in a clone, and {LESSONS} is in none")
     chosen = [find(number) for number in options.lesson] or names()
     if options.models:
         from lessons.models import build_models

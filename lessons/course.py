@@ -30,7 +30,7 @@ from minigpt.errors import UserError
 from minigpt.plots import pyplot
 
 LESSONS = Path(__file__).parent
-RUNS = LESSONS.parent / "runs" / "lessons"
+RUNS = Path("runs/lessons")  # below the current folder
 SCRIPTS = ("lesson", "solutions")
 NEEDED = "building the lessons needs more packages: pip install -e '.[lessons]' -c constraints.txt"
 STYLE = {"figure.facecolor": "white", "savefig.facecolor": "white", "svg.hashsalt": "lessons",
@@ -54,8 +54,7 @@ class Lesson:
         self.article = results_of(name).get(script, self.results)
         self.plt = pyplot()
         if self.plt is None:
-            raise UserError("the lessons need matplotlib: pip install -e '.[plots]' "
-                            "-c constraints.txt")
+            raise UserError("the lessons need matplotlib: pip install matplotlib")
         self.plt.rcParams.update(STYLE)
         torch.set_num_threads(1)  # enough for such small models; a fixed number makes runs repeat
 

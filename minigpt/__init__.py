@@ -1,5 +1,6 @@
 """The shared trunk: tokenizer, model, log-probabilities, sampling, training, checkpoints."""
 
+import minigpt.hidden  # noqa: F401 - first: it may have to say why nothing else can be imported
 from minigpt.checkpoint import load_checkpoint, save_checkpoint
 from minigpt.logprobs import sequence_logps
 from minigpt.lora import adapters_off, add_lora, merge_lora

@@ -75,6 +75,19 @@ class Batch:
         """The same responses, read as if they had no prompt: its tokens count as padding."""
         return replace(self, segments=self.segments.masked_fill(self.segments == 0, -1))
 
+    def apart(self) -> "Batch":
+        """The same responses, each in a row of its own behind its prompt: (B k, T)."""
+        masks = self.response_masks                                                # (B, k, T)
+        k = masks.shape[1]
+        kept = (masks | (self.segments == 0)[:, None]).flatten(0, 1)               # (B k, T)
+        columns = (~kept).int().argsort(dim=1, stable=True)[:, :int(kept.sum(1).max())]
+        token_ids, segments = (of_rows.repeat_interleave(k, 0).gather(1, columns)
+                               for of_rows in (self.token_ids, self.segments))
+        padding = ~kept.gather(1, columns)
+        return Batch(token_ids.masked_fill(padding, PAD),
+                     segments.clamp(max=1).masked_fill(padding, -1),
+                     self.indices.repeat_interleave(k), self.weight)
+
     def to(self, device: torch.device) -> "Batch":
         return Batch(self.token_ids.to(device), self.segments.to(device), self.indices.to(device),
                      self.weight)

@@ -7,6 +7,7 @@ which is DPO's implicit reward, token by token.  In the chat, /temperature 0.5, 
 /max-new-tokens 40 and /tokens change a setting, and Ctrl-D leaves.
 """
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.world import World, WorldConfig, all_questions
+from lessons.course import LESSONS
 from minigpt.batching import collate
 from minigpt.checkpoint import load_checkpoint
 from minigpt.command import check_device, load_model, run_command
@@ -40,7 +42,8 @@ STEP = 0.5  # nats from one colour to the next
 @dataclass
 class ChatConfig(Settings):
     models: list[str] | None = option(None, "checkpoints that answer; log pi/ref compares with the "
-                                            "first (by default those of runs/compare)",
+                                            "first (by default those of runs/compare, "
+                                            "else those that come with the lessons)",
                                       positional=True)
     prompt: str | None = option(None, "answer this once, and leave")
     reward: str | None = option(None, "checkpoint of a reward model that scores each answer")
@@ -81,8 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def load_speakers(config: ChatConfig) -> Iterator[Speaker]:
     """The models to talk to.  Raises UserError if there is none, or one that cannot speak."""
-    paths = config.models or [f"runs/compare/{name}/model.pt" for name in FOUND
-                              if Path(f"runs/compare/{name}/model.pt").exists()]
+    paths = config.models or found_models()
     if not paths:
         raise UserError("there are no models to talk to: name their checkpoints, or make some with "
                         "python -m lessons.compare")
@@ -96,6 +98,13 @@ def load_speakers(config: ChatConfig) -> Iterator[Speaker]:
             raise UserError(f"{path} holds a {type(model).__name__}, which scores answers and "
                             "cannot give any: name it as --reward")
         yield Speaker(name_of(Path(path)), path, model.to(config.device))
+
+
+def found_models() -> list[str]:
+    """The checkpoints of runs/compare, or else those that come with the lessons."""
+    compared = [f"runs/compare/{name}/model.pt" for name in FOUND]
+    shipped = [f"{LESSONS}/models/{name}.pt" for name in FOUND]
+    return list(filter(os.path.exists, compared)) or list(filter(os.path.exists, shipped))
 
 
 def name_of(path: Path) -> str:

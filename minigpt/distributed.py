@@ -13,7 +13,7 @@ import copy
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -167,7 +167,7 @@ class Shards:
                 for block in module if isinstance(module, nn.ModuleList) else ():
                     fully_shard(block, mesh=mesh)
             fully_shard(model, mesh=mesh)
-            for method in cast(Any, model).FORWARD_METHODS:
+            for method in getattr(model, "FORWARD_METHODS", ()):
                 register_fsdp_forward_method(model, method)
 
     def before_backward(self) -> None:

@@ -11,12 +11,12 @@ from torch import Tensor
 from minigpt.batching import Batch, Batches
 from minigpt.examples import check_texts, tokenize_responses
 from minigpt.kl import exact_kl, kl_k1
-from minigpt.logprobs import logps_of, map_examples, place, response_logits
-from minigpt.model import MiniGPT
+from minigpt.logprobs import comparable_model, logps_of, map_examples, place, response_logits
+from minigpt.protocol import Model
 from minigpt.report import Section
 from minigpt.sampling import Response, generate
 from minigpt.tokenizer import EOS, PAD, SEP
-from minigpt.weights import unwrapped
+from minigpt.weights import device_of
 
 WORD = re.compile(r"\w+")
 RUN = re.compile(rb"(.{1,8}?)\1{2,}", re.DOTALL)
@@ -28,7 +28,7 @@ Measure = Callable[[Sequence[str], Sequence[str]], dict[str, float]]  # of promp
 Score = Callable[[Sequence[str], Sequence[list[int]]], Tensor]         # the same, as sampled ids
 
 
-def sample_responses(policy: MiniGPT, prompts: Sequence[str], samples: int, max_new_tokens: int,
+def sample_responses(policy: Model, prompts: Sequence[str], samples: int, max_new_tokens: int,
                      seed: int) -> tuple[list[str], list[Response]]:
     """`samples` responses to each prompt: the repeated prompts, and a response for each."""
     check_texts("prompts", prompts)
@@ -80,7 +80,7 @@ def _ngrams(text: str, n: int) -> list[tuple[str, ...]]:
     return list(zip(*(words[i:] for i in range(n)), strict=False))
 
 
-def kl_to_reference(policy: MiniGPT, reference: MiniGPT, prompts: Sequence[str],
+def kl_to_reference(policy: Model, reference: Model, prompts: Sequence[str],
                     responses: Sequence[Response]) -> dict[str, float]:
     """KL(policy || reference) over responses sampled from the policy, in nats per response.
 
@@ -89,7 +89,7 @@ def kl_to_reference(policy: MiniGPT, reference: MiniGPT, prompts: Sequence[str],
     less noise.
     """
     check_texts("prompts", prompts)
-    policy, reference = unwrapped(policy), unwrapped(reference)
+    policy, reference = comparable_model(policy), comparable_model(reference)
     examples = tokenize_responses(prompts, [response.ids for response in responses],
                                   policy.max_seq_len)
 
@@ -102,12 +102,12 @@ def kl_to_reference(policy: MiniGPT, reference: MiniGPT, prompts: Sequence[str],
         return torch.stack([batch.response_sums(place(kl, mask)).mean(1)  # over the row's responses
                             for kl in (sampled, exact)], 1)
 
-    means = map_examples(both, Batches(examples, 128), policy.device).mean(0)
+    means = map_examples(both, Batches(examples, 128), device_of(policy)).mean(0)
     sampled, exact = means.tolist()
     return {"kl_sampled_nats_per_response": sampled, "kl_nats_per_response": exact}
 
 
-def evaluate_policy(policy: MiniGPT, reference: MiniGPT, prompts: Sequence[str], samples: int,
+def evaluate_policy(policy: Model, reference: Model, prompts: Sequence[str], samples: int,
                     max_new_tokens: int, seed: int, measure: Measure | None = None,
                     score: Score | None = None) -> dict[str, float]:
     """Sample responses and report on them: text measures, KL to the reference, what `measure` says
@@ -144,7 +144,7 @@ def signs_of_collapse(figures: Mapping[str, float],
             for name, sign in seen.items()]
 
 
-def before_and_after(before: MiniGPT, after: MiniGPT, prompts: Sequence[str],
+def before_and_after(before: Model, after: Model, prompts: Sequence[str],
                      max_new_tokens: int) -> Section:
     """A section of a report: the same prompts answered before and after training."""
     answers = [map(said, generate(model, prompts, max_new_tokens, greedy=True))

@@ -65,8 +65,7 @@ class ExportConfig(Settings):
 def main(argv: Sequence[str] | None = None) -> None:
     config, = parse(__doc__, argv, ExportConfig)
     if find_spec("transformers") is None:
-        raise UserError("the export needs the package transformers: "
-                        "pip install -e '.[hf]' -c constraints.txt")
+        raise UserError("the export needs the package transformers: pip install transformers")
     model, out = load_language_model(config.model), Path(config.out)
     open_folder(out, config.overwrite)
     export(model, out)

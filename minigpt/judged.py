@@ -18,8 +18,8 @@ from minigpt import distributed
 from minigpt.disk import replace_text, write_json
 from minigpt.errors import UserError
 from minigpt.evaluation import sample_responses
-from minigpt.model import MiniGPT
 from minigpt.options import Settings, flag_of, option
+from minigpt.protocol import Model
 from minigpt.recipes import below
 from minigpt.run_folder import check_same
 from minigpt.seeding import seed_of, seeded
@@ -78,7 +78,7 @@ class Judged(NamedTuple):
     scores: list[float]
 
 
-def sample_judged(policy: MiniGPT, prompts: Sequence[str], judge: Judge, config: RoundsConfig,
+def sample_judged(policy: Model, prompts: Sequence[str], judge: Judge, config: RoundsConfig,
                   max_new_tokens: int, seed: int) -> tuple[list[Judged], int]:
     """`round_prompts` of these prompts, drawn in equal numbers, each with its judged answers.
 

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.errors import UserError
+from minigpt.logprobs import comparable_model
 from minigpt.model import MiniGPT
 from minigpt.options import Settings, option
+from minigpt.protocol import Model, checked_model, in_mode
 from minigpt.seeding import seeded
 from minigpt.weights import check_reference, unwrapped
 
@@ -63,8 +65,12 @@ def add_lora(model: MiniGPT, rank: int, alpha: float | None = None, seed: int = 
     """Freeze the model's weights and give every linear layer of its blocks an adapter; in place.
 
     alpha: by default 2 x rank.  Returns the model.
-    Raises UserError if the rank is not between 1 and the model's width, or if it has adapters.
+    Raises TypeError on another model; UserError if the rank is not between 1 and the model's width,
+    or if it has adapters.
     """
+    if not isinstance(unwrapped(model), MiniGPT):
+        raise TypeError(f"add_lora gives adapters to a MiniGPT, and a {type(model).__name__} is "
+                        "none: freeze what is not to be trained, and pass a copy as the reference")
     check_rank(rank, model.settings["embed_dim"])
     if adapters_of(model):
         raise UserError("the model has adapters already: merge_lora returns it with them merged "
@@ -141,20 +147,25 @@ def check_own_reference(policy: nn.Module) -> None:
                              f"{name!r} would be trained: the reference would move with it")
 
 
-def checked_models(policy: MiniGPT, reference: MiniGPT | None,
-                   needs_reference: bool = True) -> tuple[MiniGPT, MiniGPT | None]:
-    """Policy and reference, unwrapped.  Raises ValueError if they cannot be compared."""
-    policy = unwrapped(policy)
+def checked_models(policy: Model, reference: Model | None,
+                   needs_reference: bool = True) -> tuple[Model, Model | None]:
+    """Policy and reference, unwrapped; the reference in eval mode.
+
+    Raises ValueError if they cannot be compared, TypeError if one is no LanguageModel.
+    """
+    policy = checked_model(policy)
+    with in_mode(policy, training=True):
+        comparable_model(policy)
     if reference is not None:
+        reference = comparable_model(checked_model(reference).eval())
         check_reference(policy, reference)
-        return policy, unwrapped(reference)
-    if needs_reference:
+    elif needs_reference:
         check_own_reference(policy)
-    return policy, None
+    return policy, reference
 
 
 @contextmanager
-def as_reference(policy: MiniGPT, reference: MiniGPT | None) -> Iterator[MiniGPT]:
+def as_reference(policy: Model, reference: Model | None) -> Iterator[Model]:
     """The reference; if there is none, within the block, the policy with its adapters off.
 
     Raises ValueError as `check_own_reference` does.

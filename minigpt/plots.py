@@ -6,7 +6,7 @@ from pathlib import Path
 
 # the palette of Okabe and Ito, which colour-blind readers can tell apart
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-HOW_TO_DRAW = "None without matplotlib: pip install -e '.[plots]' -c constraints.txt"
+HOW_TO_DRAW = "None without matplotlib: pip install matplotlib"
 
 
 def pyplot():

@@ -6,13 +6,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from minigpt.cache import KeyValueCache
 from minigpt.examples import check_texts, tokenize_prompt
 from minigpt.model import MiniGPT
 from minigpt.processor import onednn_matmul
+from minigpt.protocol import Model, checked_model, row_logits
 from minigpt.tokenizer import EOS, PAD, decode
-from minigpt.weights import unwrapped
+from minigpt.weights import device_of
 
 ROWS_AT_ONCE = 128  # with more, the keys and values of one layer no longer fit into the CPU cache
 SHRINK_AT = 0.25    # share of ended rows; dropping them copies the cache, which costs a few steps
@@ -24,7 +26,7 @@ class Response(NamedTuple):
     finished: bool   # ended by EOS, not by a limit
 
 
-def generate(model: MiniGPT, prompts: Sequence[str], max_new_tokens: int, temperature: float = 1.0,
+def generate(model: Model, prompts: Sequence[str], max_new_tokens: int, temperature: float = 1.0,
              top_k: int | None = None, greedy: bool = False,
              seed: int | None = None) -> list[Response]:
     """Sample one response for each prompt, in the order of the prompts.
@@ -37,13 +39,13 @@ def generate(model: MiniGPT, prompts: Sequence[str], max_new_tokens: int, temper
     are not finite.
     """
     check_texts("prompts", prompts)
-    model = unwrapped(model)
+    model = checked_model(model)
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature={temperature} must be above 0 and finite (for the most "
                          "likely token, use greedy=True)")
     if max_new_tokens < 1 or (top_k is not None and top_k < 1):
         raise ValueError(f"max_new_tokens={max_new_tokens} and top_k={top_k} must be at least 1")
-    generator = None if seed is None else torch.Generator(model.device).manual_seed(seed)
+    generator = None if seed is None else torch.Generator(device_of(model)).manual_seed(seed)
     prompt_ids = [tokenize_prompt(prompt, model.max_seq_len) for prompt in prompts]
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompt_ids[i]))
     responses: list[list[int]] = [[] for _ in prompts]
@@ -58,13 +60,17 @@ def generate(model: MiniGPT, prompts: Sequence[str], max_new_tokens: int, temper
 
 @torch.inference_mode()
 @onednn_matmul()
-def sample_ids(model: MiniGPT, prompt_ids: Sequence[list[int]], max_new_tokens: int,
+def sample_ids(model: Model, prompt_ids: Sequence[list[int]], max_new_tokens: int,
                temperature: float = 1.0, top_k: int | None = None, greedy: bool = False,
                generator: torch.Generator | None = None) -> list[list[int]]:
     """The response ids, EOS included, for one batch of prompts `bytes SEP`.
 
-    A prompt that occurs several times is read only once.
+    A prompt that occurs several times is read only once.  A model of one's own has no cache, and
+    reads the whole row again for each token.
     """
+    if not isinstance(model, MiniGPT):
+        return sample_without_cache(model, prompt_ids, max_new_tokens, temperature, top_k, greedy,
+                                    generator)
     device = model.device
     rows = torch.arange(len(prompt_ids), device=device)            # which prompt each row answers
     lengths = torch.tensor([len(ids) for ids in prompt_ids], device=device)
@@ -96,6 +102,25 @@ def sample_ids(model: MiniGPT, prompt_ids: Sequence[list[int]], max_new_tokens: 
     is_eos = sampled == EOS
     counts = torch.where(is_eos.any(1), is_eos.int().argmax(1) + 1, room).minimum(room)
     return [ids[:count] for ids, count in zip(sampled.tolist(), counts.tolist(), strict=True)]
+
+
+def sample_without_cache(model: Model, prompt_ids: Sequence[list[int]],
+                         max_new_tokens: int, temperature: float, top_k: int | None, greedy: bool,
+                         generator: torch.Generator | None) -> list[list[int]]:
+    """As `sample_ids`, by the model's forward alone."""
+    ids = [list(prompt) for prompt in prompt_ids]
+    longest = [min(len(prompt) + max_new_tokens, model.max_seq_len) for prompt in prompt_ids]
+    going = list(range(len(ids)))
+    while going:
+        rows = [torch.tensor(ids[row]) for row in going]
+        ends = torch.tensor([len(row) - 1 for row in rows])
+        token_ids = pad_sequence(rows, batch_first=True, padding_value=PAD).to(device_of(model))
+        logits = row_logits(model, token_ids)[range(len(going)), ends]
+        tokens = sample_tokens(logits, temperature, top_k, greedy, generator).tolist()
+        for row, token in zip(going, tokens, strict=True):
+            ids[row].append(token)
+        going = [row for row in going if ids[row][-1] != EOS and len(ids[row]) < longest[row]]
+    return [row[len(prompt):] for row, prompt in zip(ids, prompt_ids, strict=True)]
 
 
 def read_prompts(model: MiniGPT, prompt_ids: Sequence[list[int]],

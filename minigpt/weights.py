@@ -5,15 +5,23 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 M = TypeVar("M", bound=nn.Module)
-WRAPPERS = ("_orig_mod", "module")  # where torch.compile, DataParallel and DDP keep the model
+WRAPPERS = ("_orig_mod", "module")  # where torch.compile, and DataParallel and DDP, keep the model
 
 
 def unwrapped(model: M) -> M:
     """The model inside what torch.compile, DataParallel or DistributedDataParallel made of it."""
-    inside: Any = next((model._modules[name] for name in WRAPPERS if name in model._modules), None)
-    return model if inside is None else unwrapped(inside)
+    if isinstance(model, nn.DataParallel | DistributedDataParallel):
+        return unwrapped(model.module)
+    compiled: Any = getattr(model, "_modules", {}).get("_orig_mod")
+    return model if compiled is None else unwrapped(compiled)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's weights are."""
+    return next(model.parameters()).device
 
 
 def plain_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -54,7 +62,8 @@ def check_reference(policy: nn.Module, reference: nn.Module) -> None:
     """
     check_apart(policy, reference, "policy and reference",
                 "make the reference a copy, reference = copy.deepcopy(policy)")
-    settings, ref_settings = unwrapped(policy).settings, unwrapped(reference).settings
+    settings, ref_settings = (getattr(model, "settings", {"max_seq_len": model.max_seq_len})
+                              for model in (unwrapped(policy), unwrapped(reference)))
     if settings != ref_settings:
         raise ValueError(f"policy and reference differ in shape: {settings} and {ref_settings}")
 

@@ -19,9 +19,10 @@ from minigpt.examples import Example
 from minigpt.kl import entropy, exact_kl, kl_k1
 from minigpt.logprobs import logps_of, place, response_logits
 from minigpt.lora import as_reference
-from minigpt.model import MiniGPT
+from minigpt.protocol import Model
 from minigpt.sampling import sample_ids
 from minigpt.tokenizer import EOS
+from minigpt.weights import device_of
 from reward.combine import Reward, texts_of
 
 Sampler = Callable[..., list[list[int]]]  # see minigpt.sampling.sample_ids
@@ -64,7 +65,7 @@ class RolloutMaker:
     sample: draws the responses, and is called as minigpt.sampling.sample_ids is.
     """
 
-    reference: MiniGPT | None
+    reference: Model | None
     reward: Reward
     max_new_tokens: int
     missing_eos_penalty: float
@@ -73,7 +74,7 @@ class RolloutMaker:
     sample: Sampler = sample_ids
 
     @torch.no_grad()
-    def __call__(self, policy: MiniGPT, prompts: Batch, kl_coeff: float,
+    def __call__(self, policy: Model, prompts: Batch, kl_coeff: float,
                  generator: torch.Generator) -> Rollout:
         """Sample a response to every prompt, score it, and compare policy and reference."""
         batch = self.respond(policy, prompts, generator)
@@ -91,17 +92,17 @@ class RolloutMaker:
                        exact_kl=batch.response_sums(place(exact_kl(logits, ref_logits), mask)),
                        entropy=entropy(logits).mean(), finished=finished)
 
-    def respond(self, policy: MiniGPT, prompts: Batch, generator: torch.Generator) -> Batch:
+    def respond(self, policy: Model, prompts: Batch, generator: torch.Generator) -> Batch:
         """Prompts -> prompts and sampled responses."""
         k = self.samples_per_prompt
         rows = zip(prompts.token_ids, prompts.lengths, strict=True)
         prompt_ids = [ids[:length].tolist() for ids, length in rows]
         repeated = [ids for ids in prompt_ids for _ in range(k)]
-        with torch.autocast(policy.device.type, enabled=False):  # casting would cost more
+        with torch.autocast(device_of(policy).type, enabled=False):  # casting would cost more
             sampled = self.sample(policy, repeated, self.max_new_tokens, generator=generator)
         responses = list(map(bytes, sampled))
         return collate([Example(bytes(ids), tuple(responses[i * k:(i + 1) * k]))
-                        for i, ids in enumerate(prompt_ids)]).to(policy.device)
+                        for i, ids in enumerate(prompt_ids)]).to(device_of(policy))
 
 
 def ends_with_eos(batch: Batch) -> Tensor:

@@ -25,8 +25,8 @@ from minigpt.log import warn
 from minigpt.logprobs import token_logps
 from minigpt.lora import checked_models, merge_lora, recipes_of
 from minigpt.metrics import masked_mean
-from minigpt.model import MiniGPT
 from minigpt.options import option
+from minigpt.protocol import Model
 from minigpt.recipes import with_recipes
 from minigpt.sampling import sample_ids
 from minigpt.seeding import seeded
@@ -94,16 +94,17 @@ class PPOConfig(TrainingConfig):
     save_every: int = option(5, "episodes between two checkpoints", at_least=1)
 
 
-def ppo_training(policy: MiniGPT, reference: MiniGPT | None, reward: AnyReward,
+def ppo_training(policy: Model, reference: Model | None, reward: AnyReward,
                  prompts: Sequence[str], num_episodes: int = PPOConfig.num_episodes,
                  lr: float | None = None, kl_coeff: float | None = None, *,
                  advantage: Advantage = "gae", value_model: RewardModel | None = None,
                  kl_estimator: Callable[[Tensor, Tensor], Tensor] = kl_k1,
                  sample: Sampler = sample_ids, measure: Measure | None = None,
-                 **options) -> tuple[MiniGPT, list[float], list[float]]:
+                 **options) -> tuple[Model, list[float], list[float]]:
     """Train `policy` in place against `reward`; options: the fields of PPOConfig.
 
     Args:
+        policy: a MiniGPT, or any other LanguageModel (minigpt/protocol.py).
         reference: None for a policy with adapters (minigpt/lora.py), which is its own reference
             without them.
         reward: a RewardModel, an Ensemble, or a function (prompts, responses) -> scores.
@@ -112,7 +113,8 @@ def ppo_training(policy: MiniGPT, reference: MiniGPT | None, reward: AnyReward,
             `samples_per_prompt` responses to each prompt; or a function (rollout) -> (B, T).  What
             a function returns is used as it is, so it whitens or discounts by itself if it wants.
         value_model: what GAE compares with, trained in place; by default a copy of the reward
-            model, which already knows what a good ending looks like.
+            model, which already knows what a good ending looks like, or of a policy that is a
+            MiniGPT.
         kl_estimator: (logps, ref_logps) -> the KL that each token pays for; see minigpt/kl.py.
         sample: draws the responses, called as minigpt.sampling.sample_ids is.
         measure: (prompts, texts) -> figures of each rollout to log; nothing learns from them.
@@ -126,8 +128,8 @@ def ppo_training(policy: MiniGPT, reference: MiniGPT | None, reward: AnyReward,
     or a weight is not finite.
     """
     reward = as_reward(reward)
-    check_models(policy, reference, reward, value_model)
     policy, reference = checked_models(policy, reference)
+    check_models(policy, reference, reward, value_model)
     name = None if callable(advantage) else str(advantage)
     config = with_recipes(PPOConfig, (str(name), *recipes_of(policy)), advantage=name,
                           num_episodes=num_episodes, lr=lr, kl_coeff=kl_coeff, **options)
@@ -158,7 +160,7 @@ def ppo_training(policy: MiniGPT, reference: MiniGPT | None, reward: AnyReward,
             rollout = roll_out(loop.gathered("policy"), prompt_batch,
                                kl_coeff if config.kl_in == "reward" else 0.0,
                                seeded(config.seed, "sampling", loop.step, distributed.rank(),
-                                      policy.device))
+                                      optimizer.device))
 
         # 2. Advantages.
         with torch.no_grad(), optimizer.precision():
@@ -175,7 +177,7 @@ def ppo_training(policy: MiniGPT, reference: MiniGPT | None, reward: AnyReward,
                                 returns)
 
         # 3. Update.
-        update = UpdateMetrics(policy.device)
+        update = UpdateMetrics(optimizer.device)
         for minibatch in experience.minibatches(
                 config.minibatch_size // config.samples_per_prompt, config.ppo_epochs,
                 seeded(config.seed, "minibatches", loop.step)):
@@ -204,7 +206,7 @@ def ppo_training(policy: MiniGPT, reference: MiniGPT | None, reward: AnyReward,
             figures["val/explained_variance"] = explained_variance(values, returns, rollout.mask)
         if measure is not None:
             figures |= measure(*rollout.texts())
-        tokens = distributed.totals({"n": int(rollout.mask.sum())}, policy.device)["n"]
+        tokens = distributed.totals({"n": int(rollout.mask.sum())}, optimizer.device)["n"]
         loop.num_tokens += int(tokens)
         log.write(figures)
         if not warned:
@@ -237,7 +239,7 @@ def compared(rollout: Rollout, advantage: Advantage) -> Tensor:
     return advantages
 
 
-def first_value_model(reward: Reward, policy: MiniGPT) -> RewardModel:
+def first_value_model(reward: Reward, policy: Model) -> RewardModel:
     """A copy of the reward model, or of the first in an ensemble; else the policy with a zero head.
     """
     known = next((model for model in reward.modules() if isinstance(model, RewardModel)), None)
@@ -266,7 +268,7 @@ def check_groups(advantage: Advantage, config: PPOConfig) -> None:
                             f"multiple of samples_per_prompt={k}")
 
 
-def check_models(policy: MiniGPT, reference: MiniGPT | None, reward: Reward,
+def check_models(policy: Model, reference: Model | None, reward: Reward,
                  value_model: RewardModel | None) -> None:
     """Raises ValueError if training would change a frozen model, or if a response may not fit."""
     check_apart(policy, reward, "policy and reward", "make the reward model a copy")
@@ -275,9 +277,9 @@ def check_models(policy: MiniGPT, reference: MiniGPT | None, reward: Reward,
         if reference is not None:
             check_apart(value_model, reference, "value_model and reference", "make one a copy")
     for name, model in (("reward", reward), ("value_model", value_model)):
-        if model is not None and unwrapped(model).max_seq_len < unwrapped(policy).max_seq_len:
+        if model is not None and unwrapped(model).max_seq_len < policy.max_seq_len:
             raise ValueError(f"{name} reads {unwrapped(model).max_seq_len} tokens, but the policy "
-                             f"writes rows of up to {unwrapped(policy).max_seq_len}")
+                             f"writes rows of up to {policy.max_seq_len}")
 
 
 def prompt_batches(prompts: Sequence[str], max_seq_len: int, config: PPOConfig) -> Batches:

@@ -9,7 +9,7 @@ from minigpt.logprobs import place
 from minigpt.masks import positions_and_visibility, predictor_positions
 from minigpt.model import MiniGPT
 from minigpt.tokenizer import EOS, PAD, SEP, VOCAB_SIZE
-from minigpt.weights import copy_model_weights
+from minigpt.weights import copy_model_weights, unwrapped
 
 POOLINGS, READINGS = ("last", "mean"), ("both", "response")
 
@@ -49,7 +49,15 @@ class RewardModel(nn.Module):
     @classmethod
     def from_policy(cls, model: MiniGPT, pooling: str = "last",
                     reads: str = "both") -> "RewardModel":
-        """A reward model that starts from a language model's weights, with a fresh head."""
+        """A reward model that starts from a MiniGPT's weights, with a fresh head.
+
+        Raises TypeError on another model.
+        """
+        model = unwrapped(model)
+        if not isinstance(model, MiniGPT):
+            raise TypeError(f"a {type(model).__name__} cannot become a RewardModel, whose trunk is "
+                            "a MiniGPT: start from RewardModel(), or, as a reward for PPO, pass a "
+                            "function (prompts, responses) -> scores")
         reward = cls(**model.settings, pooling=pooling, reads=reads).to(model.device)
         copy_model_weights(model, reward.trunk)
         return reward

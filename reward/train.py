@@ -39,10 +39,13 @@ def train_reward_model(model: RewardModel, rows: Sequence[Mapping],
     """Train `model` in place on preference rows; options: the fields of RewardConfig.
 
     Returns the model (in eval mode), and the loss and the accuracy of every step (on its pairs).
-    Raises DataError on a row that cannot be used, FloatingPointError if a loss or a weight is not
-    finite.
+    Raises TypeError on another model, DataError on a row that cannot be used, FloatingPointError if
+    a loss or a weight is not finite.
     """
     model = unwrapped(model)
+    if not isinstance(model, RewardModel):
+        raise TypeError(f"train_reward_model trains a RewardModel, and a {type(model).__name__} is "
+                        "none: make one with RewardModel(), or RewardModel.from_policy(a MiniGPT)")
     config = RewardConfig(num_epochs=num_epochs, lr=lr, **options)
     examples = preference_examples(rows, model.max_seq_len)
     batches = Batches(examples, config.batch_size * world_size(), config.seed)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from minigpt.errors import UserError
 from minigpt.judged import Judge, RoundsConfig, rounds_of, sample_judged
-from minigpt.model import MiniGPT
 from minigpt.options import option
+from minigpt.protocol import Model
 from sft.train import SFTConfig, sft_train
 
 
@@ -21,8 +21,8 @@ class RejectionConfig(RoundsConfig):
     round_lr: float = option(3e-4, "peak learning rate of each round", above=0)
 
 
-def sft_rounds(model: MiniGPT, prompts: Sequence[str], judge: Judge, rejection: RejectionConfig,
-               config: SFTConfig, max_new_tokens: int) -> tuple[MiniGPT, list[float]]:
+def sft_rounds(model: Model, prompts: Sequence[str], judge: Judge, rejection: RejectionConfig,
+               config: SFTConfig, max_new_tokens: int) -> tuple[Model, list[float]]:
     """Train `model` in place, in rejection.rounds rounds, each on the best answer to each prompt.
 
     judge: (prompts, responses) -> scores.  Returns the model and the loss of every step.

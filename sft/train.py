@@ -8,11 +8,10 @@ from data.examples import sft_examples
 from minigpt.batching import Batches
 from minigpt.distributed import world_size
 from minigpt.logprobs import token_logps
-from minigpt.model import MiniGPT
 from minigpt.options import option
+from minigpt.protocol import Model, checked_model
 from minigpt.settings import EpochConfig
 from minigpt.training import TrainingLoop
-from minigpt.weights import unwrapped
 from sft.loss import sft_loss
 
 
@@ -33,15 +32,17 @@ class SFTConfig(EpochConfig):
                                      "model does not forget it", at_least=0)
 
 
-def sft_train(model: MiniGPT, rows: Sequence[Mapping], num_epochs: int = SFTConfig.num_epochs,
-              lr: float = SFTConfig.lr, **options) -> tuple[MiniGPT, list[float]]:
+def sft_train(model: Model, rows: Sequence[Mapping], num_epochs: int = SFTConfig.num_epochs,
+              lr: float = SFTConfig.lr, **options) -> tuple[Model, list[float]]:
     """Train `model` in place on {"prompt", "response"} rows; options: the fields of SFTConfig.
 
+    The model is a MiniGPT, or any other LanguageModel (minigpt/protocol.py).
     Returns the model (in eval mode) and the loss of every step, in nats per response token.
-    Raises DataError on a row that cannot be used, FloatingPointError if a loss or a weight is not
+    Raises DataError on a row that cannot be used, TypeError on another model, ValueError on one
+    that sees the tokens that it has to predict, FloatingPointError if a loss or a weight is not
     finite.
     """
-    model = unwrapped(model)
+    model = checked_model(model)
     config = SFTConfig(num_epochs=num_epochs, lr=lr, **options)
     examples = sft_examples(rows, model.max_seq_len)
     batches = Batches(examples, config.batch_size * world_size(), config.seed)

@@ -11,6 +11,7 @@ import pytest
 
 from dpo.loss import LOSSES
 from lessons.articles import ROOT, render, slug
+from lessons.build import INSTALL
 from lessons.course import LESSONS, SCRIPTS, fingerprint, names, results_of
 
 ARTICLES = [*(LESSONS / name / "README.md" for name in names()), LESSONS / "README.md",
@@ -68,6 +69,7 @@ def test_the_results_are_those_of_the_script_as_it_is(name, script):
 @of_every_script
 def test_the_notebook_has_the_cells_of_the_script_and_their_outputs(name, script):
     notebook = json.loads((LESSONS / name / f"{script}.ipynb").read_text(encoding="utf-8"))
+    assert "".join(notebook["cells"][0]["source"]) == INSTALL
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     code = "\n".join("".join(cell["source"]) for cell in cells)
     whole = ast.parse((LESSONS / name / f"{script}.py").read_text(encoding="utf-8"))

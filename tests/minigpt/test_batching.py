@@ -111,6 +111,15 @@ def test_without_its_prompts_a_batch_has_padding_in_their_place():
     assert torch.equal(bare.token_ids, batch.token_ids)
 
 
+def test_apart_each_response_has_a_row_of_its_own_behind_its_prompt():
+    batch = collate([Example(b"?!", (b"ab", b"c")), Example(b"?", (b"a", b"bcd"))], [4, 7], 8)
+    apart = batch.apart()
+    assert apart.token_ids.tolist() == [[*b"?!ab"], [*b"?!c", PAD], [*b"?a", PAD, PAD], [*b"?bcd"]]
+    assert apart.segments.tolist() == [[0, 0, 1, 1], [0, 0, 1, -1], [0, 1, -1, -1], [0, 1, 1, 1]]
+    assert apart.indices.tolist() == [4, 4, 7, 7]
+    assert torch.equal(apart.apart().token_ids, apart.token_ids)
+
+
 def test_a_batch_counts_fully_unless_it_is_told_otherwise():
     assert collate([Example(b"?", (b"a",))]).weight == 1.0
 

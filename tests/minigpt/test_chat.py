@@ -83,9 +83,24 @@ def test_what_cannot_speak_is_refused(files, tmp_path, monkeypatch):
     other.write_text("hello")
     with pytest.raises(UserError, match="not a checkpoint"):
         main([str(other), "--prompt", "a"])
+
+
+def test_without_names_it_finds_those_of_a_comparison_or_else_those_of_the_lessons(
+        make_model, make_reward, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("minigpt.chat.LESSONS", tmp_path / "lessons")
     with pytest.raises(UserError, match="no models to talk to"):
         main(["--prompt", "a"])
+    for name, model in (("dpo", make_model()), ("sft", make_model()), ("reward", make_reward())):
+        save_checkpoint(model, tmp_path / "lessons" / "models" / f"{name}.pt")
+    main(["--prompt", "a", "--max-new-tokens", "2"])
+    said = capsys.readouterr().out.splitlines()  # log pi/ref compares with the SFT model
+    assert said[0].startswith("models/sft: ")
+    assert re.match(r"models/dpo: .*\(log pi/ref \+0\.0\)", said[1])
+    save_checkpoint(make_model(), tmp_path / "runs" / "compare" / "ppo" / "model.pt")
+    main(["--prompt", "a", "--max-new-tokens", "2"])
+    only, = capsys.readouterr().out.splitlines()
+    assert only.startswith("ppo: ")
 
 
 def test_a_character_has_the_colour_of_its_bytes():

@@ -251,5 +251,5 @@ def test_a_folder_that_holds_something_is_left_alone_unless_told(make_model, tmp
 
 def test_without_transformers_the_command_says_what_to_install(monkeypatch):
     monkeypatch.setattr("minigpt.export.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install -e '\.\[hf\]' -c constraints\.txt"):
+    with pytest.raises(UserError, match="pip install transformers"):
         main([])
