@@ -78,8 +78,8 @@ def first_fault(function: Callable[..., Any], checks: Sequence[Check], path: Pat
         return str(error)
     except Exception as error:
         if isinstance(error, NotImplementedError) and str(error) == UNWRITTEN:
-            return (f"not written yet: write it in {path}, where its formula is (or in a copy of that: "
-                    "--check FILE), and try again.")
+            return (f"not written yet: write it in {path}, where its formula is (or in a copy of "
+                    "that: --check FILE), and try again.")
         return in_short(error, path)
 
 

@@ -46,7 +46,8 @@ class ChatConfig(Settings):
                                             "else those that come with the lessons)",
                                       positional=True)
     prompt: str | None = option(None, "answer this once, and leave")
-    reward: str | None = option(None, "checkpoint of a reward model that scores each answer")
+    reward: str | None = option(None, "checkpoint of a reward model that scores each answer (by "
+                                      "default the one beside those models)")
     temperature: float = option(1.0, "of sampling", above=0)
     greedy: bool = option(False, "give the most likely answer instead of sampling one")
     seed: int = option(0, "seed of the first answer; each further question takes the next",
@@ -70,26 +71,27 @@ class Speaker(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> None:
     config, = parse(__doc__, argv, ChatConfig)
     speakers = list(load_speakers(config))
-    reward: Any = None if config.reward is None else load_model(
-        config.reward, (RewardModel, Ensemble), "--reward", config.device)
+    scorer = config.reward or (None if config.models else where_found("reward"))
+    reward: Any = None if scorer is None else load_model(scorer, (RewardModel, Ensemble),
+                                                         "--reward", config.device)
     world = World(WorldConfig(facts=len(all_questions())))  # knows every question
     if config.prompt is not None:
         answer(config.prompt, speakers, reward, world, config)
         return
     for speaker in speakers:
         print(f"{speaker.name}: {speaker.path}, {speaker.model.count_parameters():,} weights")
-    print("Ask something, such as 'Capital of Japan?' (/help for more, Ctrl-D to leave)")
+    print("Ask something, such as 'Capital of Norway?' (/help for more, Ctrl-D to leave)")
     chat(speakers, reward, world, config)
 
 
 def load_speakers(config: ChatConfig) -> Iterator[Speaker]:
     """The models to talk to.  Raises UserError if there is none, or one that cannot speak."""
-    paths = config.models or found_models()
+    paths = config.models or [path for path in map(where_found, FOUND) if path]
     if not paths:
         raise UserError("there are no models to talk to: name their checkpoints, or make some with "
                         "python -m lessons.compare")
     check_device(config.device)
-    for path in paths:
+    for name, path in zip(names_of(paths), paths, strict=True):
         try:
             model = load_checkpoint(path)
         except FileNotFoundError as error:
@@ -97,19 +99,21 @@ def load_speakers(config: ChatConfig) -> Iterator[Speaker]:
         if not isinstance(model, MiniGPT):
             raise UserError(f"{path} holds a {type(model).__name__}, which scores answers and "
                             "cannot give any: name it as --reward")
-        yield Speaker(name_of(Path(path)), path, model.to(config.device))
+        yield Speaker(name, path, model.to(config.device))
 
 
-def found_models() -> list[str]:
-    """The checkpoints of runs/compare, or else those that come with the lessons."""
-    compared = [f"runs/compare/{name}/model.pt" for name in FOUND]
-    shipped = [f"{LESSONS}/models/{name}.pt" for name in FOUND]
-    return list(filter(os.path.exists, compared)) or list(filter(os.path.exists, shipped))
+def where_found(name: str) -> str | None:
+    """The checkpoint of this name in runs/compare, or else the one that comes with the lessons."""
+    compared = [f"runs/compare/{other}/model.pt" for other in (*FOUND, name)]
+    paths = compared if any(map(os.path.exists, compared)) else [f"{LESSONS}/models/{name}.pt"]
+    return paths[-1] if os.path.exists(paths[-1]) else None
 
 
-def name_of(path: Path) -> str:
-    """A model is called by its folder, and by its file if that has another name than model.pt."""
-    return path.resolve().parent.name + f"/{path.stem}" * (path.stem != "model")
+def names_of(paths: Sequence[str]) -> list[str]:
+    """dpo for dpo/model.pt and for dpo.pt; whole paths if two would have the same name."""
+    resolved = [Path(path).resolve() for path in paths]
+    names = [path.parent.name if path.stem == "model" else path.stem for path in resolved]
+    return names if len(set(names)) == len(names) else list(paths)
 
 
 def chat(speakers: Sequence[Speaker], reward: RewardModel | Ensemble | None, world: World,

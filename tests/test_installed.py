@@ -12,6 +12,7 @@ import pytest
 
 from lessons.build import INSTALL
 from lessons.course import LESSONS, names, results_of
+from lessons.models import RECIPES
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("minigpt", "data", "sft", "reward", "ppo", "dpo", "lessons")
@@ -46,7 +47,7 @@ def test_the_wheel_holds_all_that_a_reader_runs_and_reads(tmp_path):
     assert code | of_lessons | figures | {
         "lessons/README.md", "lessons/cheatsheet.md", "lessons/site/index.html", "dpo/py.typed",
         "lessons/notes/family.md", "lessons/figures/frontier.png", "lessons/models/models.json",
-        *(f"lessons/models/{name}.pt" for name in ("base", "sft", "reward", "dpo", "ppo"))} <= inside
+        *(f"lessons/models/{name}.pt" for name in RECIPES)} <= inside
     assert not any(name.startswith(("tests/", "runs/")) or "__pycache__" in name for name in inside)
     assert wheel.stat().st_size < 8e6
 

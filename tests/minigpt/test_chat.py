@@ -4,7 +4,7 @@ import re
 import pytest
 
 from minigpt import Response, generate, save_checkpoint, sequence_logps
-from minigpt.chat import PALETTE, ChatConfig, changed, coloured, main, token_log_ratios
+from minigpt.chat import PALETTE, ChatConfig, changed, coloured, main, names_of, token_log_ratios
 from minigpt.errors import UserError
 from minigpt.tokenizer import EOS
 
@@ -65,6 +65,11 @@ def test_what_goes_wrong_is_said_in_a_line_and_the_chat_goes_on(files, capsys, m
         assert sign in line
 
 
+def test_models_of_one_name_are_told_apart_by_their_paths():
+    assert names_of(["a/sft/model.pt", "b/dpo.pt"]) == ["sft", "dpo"]
+    assert names_of(["a/dpo/model.pt", "b/dpo.pt"]) == ["a/dpo/model.pt", "b/dpo.pt"]
+
+
 def test_settings_change_in_the_chat():
     config = ChatConfig()
     assert changed(config, "/temperature 0.5").temperature == 0.5
@@ -95,8 +100,8 @@ def test_without_names_it_finds_those_of_a_comparison_or_else_those_of_the_lesso
         save_checkpoint(model, tmp_path / "lessons" / "models" / f"{name}.pt")
     main(["--prompt", "a", "--max-new-tokens", "2"])
     said = capsys.readouterr().out.splitlines()  # log pi/ref compares with the SFT model
-    assert said[0].startswith("models/sft: ")
-    assert re.match(r"models/dpo: .*\(log pi/ref \+0\.0\)", said[1])
+    assert re.match(r"sft: .*\(score [+-]", said[0])  # of the reward model beside them
+    assert re.match(r"dpo: .*\(log pi/ref \+0\.0, score", said[1])
     save_checkpoint(make_model(), tmp_path / "runs" / "compare" / "ppo" / "model.pt")
     main(["--prompt", "a", "--max-new-tokens", "2"])
     only, = capsys.readouterr().out.splitlines()
