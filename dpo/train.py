@@ -124,8 +124,8 @@ def arguments(asked: Sequence[str], batch: Batch, policy_logps: Tensor, ref_logp
 
 
 def function_of(loss: Loss) -> Callable[..., Result]:
-    """A loss given by its name, or itself."""
-    return LOSSES[loss] if isinstance(loss, str) else loss
+    """A loss given by its name, which DPOConfig checks, or itself."""
+    return LOSSES[DPOConfig(loss=loss).loss] if isinstance(loss, str) else loss
 
 
 def parameters_of(loss: Loss, settings: Sequence[str] = ()) -> list[str]:

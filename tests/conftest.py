@@ -4,6 +4,7 @@ import copy
 import os
 import random
 import signal
+from contextlib import ExitStack
 from html.parser import HTMLParser
 
 import pytest
@@ -198,11 +199,11 @@ def stop_after(monkeypatch):
             write(self, metrics)
             if self.last("global_step") == steps:
                 raise StoppedError
-        context = monkeypatch.context()
-        patch = context.__enter__()
+        patch = contexts.enter_context(monkeypatch.context())
         patch.setattr(MetricLog, "write", write_then_stop)
-        return StoppedError, lambda: context.__exit__(None, None, None)
-    return stop
+        return StoppedError, contexts.close
+    with ExitStack() as contexts:  # ends with the test, also where that fails
+        yield stop
 
 
 @pytest.fixture

@@ -122,7 +122,8 @@ def test_a_resumed_run_trains_no_finished_member_again(reciter, make_pairs, tmp_
     prompts = [row["prompt"] for row in rows]
 
     def train(out, resume=False):
-        config = RewardConfig(seed=3, out=str(tmp_path / out), resume=resume, save_every=2)
+        config = RewardConfig(seed=3, batch_size=8, out=str(tmp_path / out), resume=resume,
+                              save_every=2)
         return train_centered(reciter, rows, prompts, config, 12, members=2)
 
     unbroken, *logged = train("unbroken")
