@@ -393,7 +393,7 @@ lesson.number("padding_unsorted", f"{unsorted_share:.0%}")
 lesson.number("padding_sorted", f"{sorted_share:.0%}")
 lesson.number("padding_packed", f"{packed(LONGEST_ROW):.0%}")
 lesson.figure("padding", figure, f"In batches of {sizes[0]}, {unsorted_share:.0%} of the columns are padding if rows come "
-              f"in any order, and {sorted_share:.0%} if rows of like length come together.")
+              f"in any order, and {sorted_share:.0%} if rows of similar length come together.")
 
 # %% [markdown]
 # ## Packing: what a row sees of its neighbour

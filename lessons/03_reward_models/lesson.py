@@ -280,7 +280,7 @@ lesson.figure("sizes", figure, f"Equally long training: with {sizes[0]} pairs {m
 
 # %% [markdown]
 # ## Other annotators, other rewards
-# Less sure of themselves; a fifth of the labels turned round; all of them; and annotators who like long answers.
+# Less sure of themselves; a fifth of the labels flipped; all of them; and annotators who like long answers.
 
 # %%
 BIAS = 4.0

@@ -168,8 +168,8 @@ rows = [["SFT", "0", "0.5", *(spread(over_seeds(name), forms[name]) for name in 
 for beta in betas:
     rows.append([f"{beta:g}", *(spread(over_seeds(name, beta), form) for name, form in forms.items()),
                  f"{1 / (temperature * beta):.2f}", spread(over_seeds("slope", beta), ".2f")])
-lesson.table("sweep", ["beta", "KL (nats)", "accuracy, held out", "true reward", "right", "bytes", "slope asked",
-                       "slope found"], rows)
+lesson.table("sweep", ["beta", "KL (nats)", "accuracy, held out", "true reward", "right", "bytes", "slope, optimum",
+                       "slope, measured"], rows)
 
 rows = []
 for beta in (None, *betas):
@@ -177,8 +177,8 @@ for beta in (None, *betas):
         spread(over_seeds(side, beta, source), ".2f") for side in ("chosen", "rejected") for source in (wanted, found)]
     probabilities = [average(name, beta) for name in ("p_chosen", "p_rejected")]
     rows.append(cells + [f"{p:.3f}" for p in (*probabilities, 1 - sum(probabilities))])
-lesson.table("displacement", ["beta", "chosen asked", "chosen found", "rejected asked", "rejected found", "P(chosen)",
-                              "P(rejected)", "P(all others)"], rows)
+lesson.table("displacement", ["beta", "chosen, optimum", "chosen, measured", "rejected, optimum",
+                              "rejected, measured", "P(chosen)", "P(rejected)", "P(all others)"], rows)
 
 # %%
 figure, axes = lesson.panels(3)
@@ -353,7 +353,7 @@ axes[1].set(xlabel="margin D (nats)", ylabel="push on the margin, -dL/dD", ylim=
 axes[1].axhline(0, color="grey", linewidth=1, linestyle=":")
 axes[1].legend(loc="upper right")
 lesson.figure("family", figure, "Five losses of one margin, at beta 1. DPO pushes ever less but never stops, the robust "
-              "loss never even tires, hinge stops at 1 / beta, IPO and cDPO pull back beyond a target of their own.")
+              "loss keeps a least push above 0, hinge stops at 1 / beta, IPO and cDPO pull back beyond a target of their own.")
 
 # %% [markdown]
 # ## The whole of it

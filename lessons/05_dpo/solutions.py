@@ -111,7 +111,7 @@ compare("alpha", lambda start: {
 
 # %% [markdown]
 # ## 3. Wrong labels
-# A fifth of the pairs turned round, and three losses.
+# A fifth of the pairs flipped, and three losses.
 
 # %%
 NOISE = 0.2

@@ -191,7 +191,7 @@ times = {"SFT": 0.0, f"best of {N}": seconds["reward"], "reward model + PPO": se
 bayes = [start.world.bayes_accuracy(start.world.heldout_preferences) for start in starts.values()]
 rows = []
 for label, key, form in (("preference accuracy", "accuracy", ".3f"), ("true reward", "true_reward", ".2f"),
-                         ("right answers", "right_share", ".2f"), ("KL (nats a response)", "kl", ".2f"),
+                         ("right answers", "right_share", ".2f"), ("KL (nats per response)", "kl", ".2f"),
                          ("share of the possible gain", "share", ".2f"), ("win rate against SFT", "win_rate", ".2f")):
     not_for_sft = key in ("accuracy", "kl", "share")
     rows.append([label, *("-" if name == "SFT" and not_for_sft else spread([figures[key] for figures in arms[name]], form)

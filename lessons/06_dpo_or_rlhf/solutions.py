@@ -48,7 +48,7 @@ def keep(name, figures):
 
 
 # %% [markdown]
-# ## 1. One label in five is turned round
+# ## 1. One label in five is flipped
 # With noise e, an annotator who would choose the first answer with probability P now does so with (1 - e) P + e (1 - P).
 # The log-odds of that can never pass log((1 - e) / e).
 

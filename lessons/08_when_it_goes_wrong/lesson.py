@@ -391,7 +391,7 @@ for key in ("twins", "leaked", "honest"):
 
 # %% [markdown]
 # ## PPO: rate, the sign of the KL, dropout, answers cut short
-# A short run of the recipe; one run estimates the KL by `kl_k1` with its sign turned round.
+# A short run of the recipe; one run estimates the KL by `kl_k1` with its sign flipped.
 
 # %%
 def kl_turned_round(logps, ref_logps):
@@ -455,7 +455,7 @@ for axis in axes:
     axis.legend(loc="best")
 turned = ppo_results["KL sign turned round"]
 lesson.figure("ppo", figure, "PPO gone wrong (seed 0). Left, the score that everybody watches; right, the number that "
-              f"gives the failure away. With the sign turned round the log says a KL of {turned['kl']:.0f} nats, and it is "
+              f"gives the failure away. With the sign flipped the log says a KL of {turned['kl']:.0f} nats, and it is "
               f"{turned['exact']:.0f}.")
 
 # %% [markdown]
