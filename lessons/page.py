@@ -63,7 +63,7 @@ def article(parser: Any, name: str, path: Path) -> str:
     """
     text = re.sub(r"<!-- slider (\w+) -->", lambda slider: filled(f"{slider[1]}.html"),
                   path.read_text(encoding="utf-8"))
-    text = parser.render(re.sub(r"<!--.*?-->", "", text))
+    text = parser.render(re.sub(r" ?<!--.*?-->", "", text, flags=re.DOTALL))
     text = re.sub(r'(href|src)="([^"]+)"',
                   lambda found: f'{found[1]}="{target(path, found[2])}"', text)
     text = re.sub(r"<h([1-6])>(.*?)</h\1>",

@@ -140,7 +140,7 @@ def test_every_link_leads_somewhere(path):
 @of_every_article
 def test_every_name_and_option_is_in_the_code(path):
     text = without_code(path.read_text(encoding="utf-8"))
-    text = re.sub(r"<!-- (=|figure|table) .*?<!-- / -->", "", text, flags=re.DOTALL)
+    text = re.sub(r"<!-- (figure|table) .*?<!-- / -->", "", text, flags=re.DOTALL)
     for name in re.findall(r"`([^`\n]+)`", text):
         if re.fullmatch(r"[\w./-]+\.(py|md|json|jsonl|pt|csv|ipynb)", name):
             assert any(ROOT.rglob(Path(name).name)) or Path(name).name in in_the_code(FILES), name

@@ -6,7 +6,7 @@ import pytest
 
 import lessons.articles
 from lessons.__main__ import main
-from lessons.articles import excerpt, render, run_time, slug
+from lessons.articles import excerpt, render, run_time, slug, with_numbers
 from lessons.course import find, fingerprint, names, results_of, spread
 from minigpt.errors import UserError
 
@@ -22,11 +22,11 @@ def article(tmp_path, monkeypatch):
 
 
 def test_marks_are_filled_and_filling_twice_changes_nothing(article):
-    article.write_text("It is <!-- = accuracy -->old<!-- / -->.\n\n"
+    article.write_text("It is old. <!-- = accuracy: old -->\n\n"
                        "<!-- table sweep --><!-- / -->\n\n"
                        "<!-- figure margins --><!-- / -->\n", encoding="utf-8")
     once = render(article)
-    assert "It is <!-- = accuracy -->0.93 ± 0.01<!-- / -->." in once
+    assert "It is 0.93 ± 0.01. <!-- = accuracy: 0.93 ± 0.01 -->" in once
     assert "| beta | KL |\n| --- | --- |\n| 0.1 | 2\\|3 |" in once
     assert "](figures/margins.svg)" in once and "*Near pi\\* the margin grows.*" in once
     article.write_text(once, encoding="utf-8")
@@ -34,12 +34,33 @@ def test_marks_are_filled_and_filling_twice_changes_nothing(article):
 
 
 @pytest.mark.parametrize("mark", [
-    "= nothing", "table nothing", "figure nothing", "code dpo/loss.py no_such_function",
+    "= nothing: 1", "table nothing", "figure nothing", "code dpo/loss.py no_such_function",
     "code no/such/file.py x", 'code dpo/loss.py "no such line" "loss"'])
 def test_a_marker_of_something_that_does_not_exist_is_an_error_that_names_it(article, mark):
-    article.write_text(f"<!-- {mark} --><!-- / -->", encoding="utf-8")
+    article.write_text(f"1 <!-- {mark} --><!-- / -->", encoding="utf-8")
     with pytest.raises(ValueError, match="refers to something that does not exist"):
         render(article)
+
+
+def test_a_mark_replaces_its_numbers_in_the_order_of_the_text_and_no_others():
+    text = ("3 worlds. <!-- = n: 3 -->\n\n"
+            "Of 3 in 0.3 or 13: 3, 3,\nthen 4. <!-- = n: 3; n: 3;\n m: 4 --> Not 4, and 3.\n")
+    assert with_numbers(text, {"n": "5±1", "m": "3"}) == (
+        "5±1 worlds. <!-- = n: 5±1 -->\n\n"
+        "Of 3 in 0.3 or 13: 5±1, 5±1,\nthen 3. <!-- = n: 5±1; n: 5±1;\n m: 3 --> Not 4, and 3.\n")
+
+
+@pytest.mark.parametrize("text", [
+    "0.5 <!-- = n: 5 -->", "5\n\n<!-- = n: 5 -->", "5, 6 <!-- = n: 6; n: 5 -->",
+    "5 <!-- = n: 5 --> <!-- = n: 5 -->"])
+def test_a_mark_whose_number_is_not_in_front_of_it_is_an_error(text):
+    with pytest.raises(ValueError, match="in front of the mark of n"):
+        with_numbers(text, {"n": "7"})
+
+
+def test_a_number_that_would_end_a_comment_is_an_error():
+    with pytest.raises(ValueError, match="a comment must not"):
+        with_numbers("5 <!-- = n: 5 -->", {"n": "--lr"})
 
 
 def test_an_excerpt_is_the_function_without_its_docstring(tmp_path):
