@@ -28,7 +28,7 @@ from lessons.course import LESSONS, names, results_of, title_and_question
 
 ROOT = LESSONS.parent
 MARKER = re.compile(r"<!-- (table|figure|code) (.+?) -->(.*?)<!-- / -->", re.DOTALL)
-NUMBERS = re.compile(r"<!-- = (.+?) -->", re.DOTALL)
+NUMBERS = re.compile(r"<!-- =(\s+)(.+?) -->", re.DOTALL)
 
 
 def render(path: Path) -> str:
@@ -67,22 +67,23 @@ def with_numbers(text: str, numbers: dict[str, str]) -> str:
     one holds "--", which would end a comment on GitHub.
     """
     for mark in reversed(list(NUMBERS.finditer(text))):
-        pairs = re.split(r"(;\s+)(?=[\w.]+: )", mark[1])  # separators in the odd places
+        pairs = re.split(r"(;\s+)(?=[\w.]+: )", mark[2])  # separators in the odd places
         begin = max(text.rfind("\n\n", 0, mark.start()), text.rfind("-->", 0, mark.start()), 0)
         front = text[begin:mark.start()]
         end = len(front)
         for place in reversed(range(0, len(pairs), 2)):
             name, old = pairs[place].split(": ", 1)
-            number = re.compile(rf"(?<![\w.]){re.escape(old)}(?!\w|[.,]\d)")
-            found = [hit.start() for hit in number.finditer(front, 0, end)]
+            words = r"\s+".join(map(re.escape, old.split(" ")))  # a line may end between them
+            number = re.compile(rf"(?<![\w.]){words}(?!\w|[.,]\d)")
+            found = list(number.finditer(front, 0, end))
             if not found:
                 raise ValueError(f"no {old!r} in front of the mark of {name}")
             if "--" in numbers[name]:
                 raise ValueError(f"{name} holds --, which a comment must not")
-            end = found[-1]
-            front = front[:end] + numbers[name] + front[end + len(old):]
+            end = found[-1].start()
+            front = front[:end] + numbers[name] + front[found[-1].end():]
             pairs[place] = f"{name}: {numbers[name]}"
-        text = f"{text[:begin]}{front}<!-- = {''.join(pairs)} -->{text[mark.end():]}"
+        text = f"{text[:begin]}{front}<!-- ={mark[1]}{''.join(pairs)} -->{text[mark.end():]}"
     return text
 
 

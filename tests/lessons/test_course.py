@@ -44,10 +44,10 @@ def test_a_marker_of_something_that_does_not_exist_is_an_error_that_names_it(art
 
 def test_a_mark_replaces_its_numbers_in_the_order_of_the_text_and_no_others():
     text = ("3 worlds. <!-- = n: 3 -->\n\n"
-            "Of 3 in 0.3 or 13: 3, 3,\nthen 4. <!-- = n: 3; n: 3;\n m: 4 --> Not 4, and 3.\n")
+            "Of 3 in 0.3 or 13: 3, 3,\nthen 4\n± 1. <!-- =\nn: 3; n: 3;\n m: 4 ± 1 --> No 4, 3.\n")
     assert with_numbers(text, {"n": "5±1", "m": "3"}) == (
         "5±1 worlds. <!-- = n: 5±1 -->\n\n"
-        "Of 3 in 0.3 or 13: 5±1, 5±1,\nthen 3. <!-- = n: 5±1; n: 5±1;\n m: 3 --> Not 4, and 3.\n")
+        "Of 3 in 0.3 or 13: 5±1, 5±1,\nthen 3. <!-- =\nn: 5±1; n: 5±1;\n m: 3 --> No 4, 3.\n")
 
 
 @pytest.mark.parametrize("text", [
