@@ -26,7 +26,9 @@ from lessons.pretrained import (
     collate,
     load,
     logps_of,
+    merges,
     prompt_ids,
+    prompt_text,
     response_logits,
     tokenize,
     train,
@@ -120,6 +122,20 @@ def before_and_after(model: Any, tokenizer: Any,
     return list(zip(questions, *texts, strict=True))
 
 
+def written(tokenizer: Any, question: str) -> dict[str, str]:
+    """The question as a prompt: in the model's chat template, or as plain text with some end."""
+    return {"the chat template": prompt_text(tokenizer, question), "plain text": question,
+            "a space at the end": question + " ", "a blank line at the end": question + "\n\n"}
+
+
+def merged_shares(tokenizer: Any, rows: Sequence[Record]) -> dict[str, float]:
+    """Of each way to write prompts: how often tokens depend on where prompt and response meet."""
+    found = [{way: merges(tokenizer, prompt, row[side])
+              for way, prompt in written(tokenizer, row["prompt"]).items()}
+             for row in rows for side in ("chosen", "rejected")]
+    return {way: mean(each[way] for each in found) for way in found[0]}
+
+
 def load_rows(config: AdaptConfig, rows: RowsConfig,
               seed: int) -> tuple[list[Record], list[Record]]:
     """(rows to train on, in the order of the seed; held-out rows), of files or the little world."""
@@ -145,7 +161,8 @@ def run(model: Any, tokenizer: Any, rows: Sequence[Record], heldout: Sequence[Re
             "weights": total - trained, "weights_trained": trained, "before": before,
             "after": after, "answers": before_and_after(model, tokenizer, heldout),
             "seconds_per_pair": training / len(rows), "seconds": time.perf_counter() - started,
-            "peak_memory_mb": peak_memory_mb(), "history": history}
+            "peak_memory_mb": peak_memory_mb(),
+            "merged_shares": merged_shares(tokenizer, [*rows, *heldout]), "history": history}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -156,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         name, result = "beside-trl", compare(rows, heldout, config)
     else:
         name, result = f"seed-{config.seed}", run(*load(config.model), rows, heldout, config)
-    write_json(Path(adapt.out) / f"{name}.json", {"data": rows_config.data, **result})
+    write_json(Path(adapt.out) / f"{name}.json", result)
     print(json.dumps({key: value for key, value in result.items() if key != "history"}, indent=2,
                      ensure_ascii=False))
 

@@ -9,7 +9,9 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from importlib.util import find_spec
+from statistics import mean
 from typing import Any, NamedTuple
 
 import torch
@@ -42,7 +44,7 @@ class Side(NamedTuple):
     peak_memory_mb: float
 
 
-def compare(rows: Rows, heldout: Rows, config: PretrainedConfig) -> dict[str, float]:
+def compare(rows: Rows, heldout: Rows, config: PretrainedConfig) -> dict[str, Any]:
     """Train on the rows here, then with TRL, and measure both on held-out rows.
 
     Raises UserError if TRL is missing.
@@ -50,29 +52,26 @@ def compare(rows: Rows, heldout: Rows, config: PretrainedConfig) -> dict[str, fl
     if find_spec("trl") is None:
         raise UserError("TRL is missing: pip install -e '.[pretrained,peers]' -c constraints.txt")
     here, there = (in_its_own_process(side, rows, heldout, config) for side in (ours, theirs))
-    first, their_first = here.history[0], there.history[0]
-    return {"same_ids_in_first_batch": here.first_ids == there.first_ids,
-            **{f"first_{name}": value for name, value in first.items()},
-            **{f"their_first_{name}": their_first[name] for name in first},
-            "largest_difference_of_logps": max(abs(first[name] / their_first[name] - 1)
-                                               for name in ("logps/chosen", "logps/rejected")),
-            "accuracy": here.accuracy, "their_accuracy": there.accuracy,
-            "loss_last_steps": last_loss(here), "their_loss_last_steps": last_loss(there),
-            "seconds_per_pair": here.seconds / len(rows),
+    names = ("logps/chosen", "logps/rejected")
+    return {"settings": asdict(config), "pairs": len(rows), "heldout_pairs": len(heldout),
+            "same_ids_in_first_batch": here.first_ids == there.first_ids,
+            "largest_difference_of_logps": max(abs(here.history[0][name] / there.history[0][name]
+                                                   - 1) for name in names),
             "times_as_fast": there.seconds / here.seconds,
-            "peak_memory_mb": here.peak_memory_mb,
-            "share_of_memory": here.peak_memory_mb / there.peak_memory_mb}
+            "share_of_memory": here.peak_memory_mb / there.peak_memory_mb,
+            "ours": summary(here), "theirs": summary(there)}
+
+
+def summary(side: Side, last: int = 2) -> dict[str, Any]:
+    return {"accuracy": side.accuracy, "seconds": side.seconds,
+            "peak_memory_mb": side.peak_memory_mb, "first": side.history[0],
+            "last_loss": mean(step["loss"] for step in side.history[-last:])}
 
 
 def in_its_own_process(side: Callable[..., Side], *arguments: Any) -> Side:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context) as pool:
         return pool.submit(side, *arguments).result()
-
-
-def last_loss(side: Side, steps: int = 8) -> float:
-    losses = [line["loss"] for line in side.history[-steps:]]
-    return sum(losses) / len(losses)
 
 
 def ours(rows: Rows, heldout: Rows, config: PretrainedConfig) -> Side:

@@ -172,6 +172,12 @@ def tokenize(tokenizer: Any, row: Mapping[str, str]) -> Pair:
                 response_ids(tokenizer, question, row["rejected"]))
 
 
+def merges(tokenizer: Any, prompt: str, response: str) -> bool:
+    """Whether prompt and response, tokenized as one text, give other tokens than in two parts."""
+    parts = ids_of(tokenizer, prompt) + ids_of(tokenizer, response)
+    return ids_of(tokenizer, prompt + response) != parts
+
+
 def collate(examples: Sequence[Example]) -> Batch:
     """Pad and mask, by lengths: the id of PAD may be that of EOS, which must count."""
     size = len(examples), max(len(prompt) + len(response) for prompt, response in examples)

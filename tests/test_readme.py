@@ -72,7 +72,7 @@ def anchors_of(path):
 def test_every_option_named_in_the_text_exists():
     names = ("minigpt.command", "data.task", "data.world", "sft.train", "reward.train", "ppo.train",
              "dpo.train", "sft.main", "reward.main", "dpo.main", "ppo.main", "minigpt.chat",
-             "minigpt.export", "lessons.compare")
+             "minigpt.export", "lessons.compare", "lessons.adapt", "lessons.pretrained")
     known = {"--" + name.replace("_", "-") for module in map(import_module, names)
              for value in vars(module).values()
              for name in getattr(value, "__dataclass_fields__", ())}
