@@ -67,7 +67,7 @@ def check_named(option: str, names: Sequence[str], has_data: bool) -> None:
 
 def judge_in_chat(config: RoundsConfig) -> list[str]:
     """The option with which the chat scores answers by the judge, if that is a checkpoint."""
-    return ["--reward", config.judge] if config.judge not in (None, "world") else []
+    return ["--reward", config.judge] if config.judge not in (None, WORLD) else []
 
 
 class Judged(NamedTuple):
