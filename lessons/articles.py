@@ -10,6 +10,7 @@
                                                          without its docstring
     <!-- code dpo/loss.py "margins =" "loss =" --> ... <!-- / -->
                                                          from one line with this text to another
+    <!-- age of its numbers --> ... <!-- / -->           a word where the code has changed since
     <!-- table lessons --> ... <!-- / -->                the list of lessons (in lessons/README.md)
 
 `python -m lessons.build` writes what is between a marker and its end, and replaces the numbers that
@@ -24,10 +25,13 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from lessons.canary import numbers_are_older
 from lessons.course import LESSONS, names, results_of, title_and_question
 
 ROOT = LESSONS.parent
-MARKER = re.compile(r"<!-- (table|figure|code) (.+?) -->(.*?)<!-- / -->", re.DOTALL)
+MARKER = re.compile(r"<!-- (table|figure|code|age) (.+?) -->(.*?)<!-- / -->", re.DOTALL)
+OLDER = ("\n\n> The numbers below are older than the code: it has changed since, and a run today "
+         "gives others.\n\n")
 NUMBERS = re.compile(r"<!-- =(\s+)(.+?) -->", re.DOTALL)
 
 
@@ -43,8 +47,12 @@ def render(path: Path) -> str:
     def fill(marker: re.Match) -> str:
         kind, what = marker[1], marker[2]
         try:
-            text = excerpt(path, *shlex.split(what)) if kind == "code" \
-                else said(results, kind, what)
+            if kind == "code":
+                text = excerpt(path, *shlex.split(what))
+            elif kind == "age":
+                text = OLDER if numbers_are_older(path.parent.name) else ""
+            else:
+                text = said(results, kind, what)
         except (KeyError, ValueError, OSError) as error:
             raise ValueError(f"{path}: <!-- {kind} {what} --> refers to something that does not "
                              f"exist ({error})") from error
@@ -103,13 +111,19 @@ def said(results: dict[str, Any], kind: str, what: str) -> str:
 
 
 def list_of_lessons() -> list[list[str]]:
-    """A table of the lessons: linked title, question, and run times of the two scripts."""
-    rows = [["lesson", "its question", "script", "solutions"]]
+    """A table of the lessons: linked title, question, and the run times of their scripts."""
+    rows = [["lesson", "its question", "lesson", "experiments", "solutions"]]
     for name in names():
         title, question = title_and_question(name)
-        rows.append([f"[{title}]({name}/README.md)", question,
-                     *(run_time(results["seconds"]) for results in results_of(name).values())])
+        rows.append([f"[{title}]({name}/README.md)", question, *run_times(name)])
     return rows
+
+
+def run_times(name: str) -> list[str]:
+    """How long each script of a lesson that trains takes; "" for one that it does not have."""
+    results = results_of(name)
+    return [run_time(results[script]["seconds"]) if script in results else ""
+            for script in ("lesson", "experiments", "solutions")]
 
 
 def run_time(seconds: int) -> str:

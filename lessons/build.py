@@ -1,21 +1,26 @@
 """Rebuild the lessons:  python -m lessons.build [05 07 ...]
 
-Runs the scripts of each lesson as notebooks, saves these with their outputs (lesson.ipynb,
-solutions.ipynb), and fills numbers, tables, figures and code excerpts into the articles.  `--text`
-only fills the articles, from saved results; `--site` only builds lessons/site/ from the articles;
-`--models` only trains the models in lessons/models/.
+Runs the scripts of each lesson, lesson.py and solutions.py as notebooks that are saved with their
+outputs; fills numbers, tables, figures and code excerpts into the articles; and makes the one-page
+reader, lessons/site/.  `--figures` leaves out the long part and draws anew what experiments.py
+kept; `--text` runs no script at all: do that after a change of the code; `--models` only trains the
+models in lessons/models/.
 """
 
 import argparse
 import os
+import runpy
 from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from lessons.articles import render
-from lessons.course import LESSONS, NEEDED, SCRIPTS, find, names
+from lessons.canary import CANARY, canaries
+from lessons.course import LESSONS, NEEDED, NOTEBOOKS, SCRIPTS, find, names, scripts_of
+from lessons.page import build_site
 from minigpt.command import run_command
+from minigpt.disk import write_json
 from minigpt.errors import UserError
 
 INSTALL = """\
@@ -49,13 +54,25 @@ def run_as_notebook(script: Path) -> None:
     jupytext.write(notebook, script.with_suffix(".ipynb"))
 
 
+def run(script: Path) -> None:
+    """Run a script of a lesson, and save what it says.  The numbers of experiments.py are those of
+    the library as it is now, and a canary beside them tells when they no longer are."""
+    if script.stem in NOTEBOOKS:
+        run_as_notebook(script)
+        return
+    runpy.run_path(str(script), run_name="__main__")
+    if script.stem == "experiments":
+        write_json(script.parent / CANARY, canaries(script.parent.name))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m lessons.build", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lesson", nargs="*", help="numbers of lessons (without any: all)")
     parser.add_argument("--text", action="store_true",
-                        help="run nothing; fill the articles from saved results")
-    parser.add_argument("--site", action="store_true", help="run nothing; build lessons/site/")
+                        help="run no script; fill the articles from saved results")
+    parser.add_argument("--figures", action="store_true",
+                        help="run no script but figures.py, on what experiments.py kept")
     parser.add_argument("--models", action="store_true",
                         help="run no lesson; train the models that ship with the lessons")
     options = parser.parse_args(argv)
@@ -67,18 +84,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         build_models()
         return
-    if options.site:
-        from lessons.page import build_site
-
-        print(f"site: {build_site()}")
-        return
     os.environ |= {"LESSONS_OUT": str(LESSONS), "LESSONS_QUICK": "0"}
-    scripts = [LESSONS / name / f"{script}.py" for name in chosen for script in SCRIPTS]
-    for script in tqdm([] if options.text else scripts, desc="scripts", disable=None):
+    wanted = [] if options.text else ["figures"] if options.figures else SCRIPTS
+    scripts = [LESSONS / name / f"{script}.py" for name in chosen for script in scripts_of(name)
+               if script in wanted]
+    for script in tqdm(scripts, desc="scripts", disable=None):
         tqdm.write(f"{script.relative_to(LESSONS)} ...")
-        run_as_notebook(script)
+        run(script)
     for path in [LESSONS / name / "README.md" for name in chosen] + [LESSONS / "README.md"]:
         path.write_text(render(path), encoding="utf-8")
+    print(f"The page with all lessons: {os.path.relpath(build_site())}")
 
 
 if __name__ == "__main__":

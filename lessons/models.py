@@ -11,21 +11,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
-from data.task import RowsConfig, load_task
 from dpo.evaluate import evaluate_preference_accuracy
 from dpo.train import dpo_train
+from lessons.canary import RECIPES, canary_of
 from lessons.start import (
-    BASE,
     DPO,
     LONGEST_ANSWER,
     MODELS,
     PPO,
-    REWARD,
-    SFT,
-    SIZE,
     Start,
     kept,
     key_of,
@@ -39,15 +34,8 @@ from minigpt.model import MiniGPT
 from minigpt.sampling import generate
 from ppo.train import ppo_training
 from reward.evaluate import evaluate_reward_accuracy
-from reward.start import fresh_reward_model
-from reward.train import RewardConfig, train_reward_model
 from sft.evaluate import evaluate_loss
 from sft.start import plain_text_rows
-from sft.train import sft_train
-
-RECIPES: dict[str, dict[str, Any]] = {"base": BASE, "sft": SFT, "reward": REWARD, "dpo": DPO,
-                                      "ppo": PPO}
-CANARY_STEPS = 20
 
 
 def models_of(start: Start) -> dict[str, nn.Module]:
@@ -80,30 +68,6 @@ def answers_of(model: MiniGPT, start: Start) -> dict[str, str]:
     prompts = start.world.heldout_prompts
     answers = generate(model, prompts, LONGEST_ANSWER, greedy=True)
     return dict(zip(prompts, (answer.text for answer in answers), strict=True))
-
-
-def canary_of(name: str, start: Start) -> list[float]:
-    """The losses of 20 steps of this model's training, from where it starts; of PPO, which samples
-    its own data, the mean score and the KL of three small episodes."""
-    world = start.world
-    task = load_task(RowsConfig(), world.config, start.seed)
-    rows: Mapping[str, Any] = {"base": plain_text_rows(world.plain_text), "sft": task.sft_rows,
-                               "reward": world.preferences, "dpo": world.preferences}
-    few = rows[name][:CANARY_STEPS * RECIPES[name]["batch_size"]] if name in rows else []
-    torch.manual_seed(start.seed)
-    if name == "base":
-        return sft_train(MiniGPT(**SIZE), few, seed=start.seed, **BASE)[1]
-    if name == "sft":
-        return sft_train(load_checkpoint(MODELS / "base.pt"), few, seed=start.seed, **SFT)[1]
-    if name == "reward":
-        config = RewardConfig(seed=start.seed, **REWARD | {"num_epochs": 1})
-        return train_reward_model(fresh_reward_model(start.sft, config), few, **vars(config))[1]
-    if name == "dpo":
-        return dpo_train(start.fresh_policy(), start.sft, few, seed=start.seed, **DPO)[1]
-    small = {"num_episodes": 3, "batch_size": 32, "minibatch_size": 16}
-    _, scores, kls = ppo_training(start.fresh_policy(), start.sft, start.reward, world.prompts,
-                                  seed=start.seed, **PPO | small)
-    return scores + kls
 
 
 def description(name: str, model: Any, start: Start) -> dict[str, Any]:

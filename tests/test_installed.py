@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lessons.build import INSTALL
-from lessons.course import LESSONS, names, results_of
+from lessons.course import LESSONS, NOTEBOOKS, names, results_of, scripts_of
 from lessons.models import RECIPES
 
 ROOT = Path(__file__).parents[1]
@@ -40,8 +40,8 @@ def test_the_wheel_holds_all_that_a_reader_runs_and_reads(tmp_path):
     code = {str(path.relative_to(ROOT)) for name in PACKAGES for path in (ROOT / name).glob("*.py")}
     of_lessons = {f"lessons/{name}/{file}" for name in names() for file in
                   ("README.md", "exercise.py", "check.py",
-                   *(f"{script}.{kind}" for script in ("lesson", "solutions")
-                     for kind in ("py", "json", "ipynb")))}
+                   *(f"{script}.{kind}" for script in scripts_of(name) for kind in ("py", "json")),
+                   *(f"{script}.ipynb" for script in NOTEBOOKS))}
     figures = {f"lessons/{name}/figures/{figure}.svg" for name in names()
                for results in results_of(name).values() for figure in results["figures"]}
     assert code | of_lessons | figures | {
@@ -59,7 +59,7 @@ def test_a_lesson_writes_below_the_current_folder_and_nowhere_else(tmp_path):
     done = run(tmp_path, "-m", "lessons", "09", "--solutions", "--quick")
     assert done.returncode == 0, done.stderr
     out = Path("runs/lessons", lesson.name)
-    assert f"figures and solutions.json are in {out}" in done.stdout
+    assert f"The results are in {out}" in done.stdout
     assert json.loads((tmp_path / out / "solutions.json").read_text())["numbers"]
     assert {path: path.stat().st_mtime for path in lesson.rglob("*")} == before
 

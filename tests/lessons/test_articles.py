@@ -9,19 +9,24 @@ from pathlib import Path
 
 import pytest
 
+import lessons.articles
+import lessons.canary
 from dpo.loss import LOSSES
 from lessons.articles import ROOT, render, slug
 from lessons.build import INSTALL
-from lessons.course import LESSONS, SCRIPTS, fingerprint, names, results_of
+from lessons.course import LESSONS, NOTEBOOKS, fingerprint, hash_of, names, results_of, scripts_of
 
 ARTICLES = [*(LESSONS / name / "README.md" for name in names()), LESSONS / "README.md",
             LESSONS / "cheatsheet.md"]
-SECTIONS = ["The question", "The idea", "The derivation", "The code", "Run it", "What to look for",
+SECTIONS = ["The question", "The idea", "Run it", "The derivation", "The code", "What to look for",
             "What breaks, and why", "Exercises", "Three questions", "Further reading"]
 PACKAGES = ("minigpt", "data", "sft", "reward", "ppo", "dpo", "lessons", "tests")
 of_every_article = pytest.mark.parametrize("path", ARTICLES, ids=lambda path: path.parent.name)
 of_every_lesson = pytest.mark.parametrize("name", names())
-of_every_script = pytest.mark.parametrize("script", SCRIPTS)
+of_every_reworked_lesson = pytest.mark.parametrize("name", [
+    name for name in names() if "experiments" in scripts_of(name)])
+of_every_script = pytest.mark.parametrize("name, script", [
+    (name, script) for name in names() for script in scripts_of(name)])
 
 
 def without_code(text: str) -> str:
@@ -57,7 +62,6 @@ def test_no_line_begins_with_a_number_mark(path):
     assert not re.search(r"^ *<!-- =", path.read_text(encoding="utf-8"), re.MULTILINE)
 
 
-@of_every_lesson
 @of_every_script
 def test_the_results_are_those_of_the_script_as_it_is(name, script):
     made_by = results_of(name)[script]["script"]
@@ -65,8 +69,15 @@ def test_the_results_are_those_of_the_script_as_it_is(name, script):
         f"run python -m lessons.build {name}"
 
 
+@of_every_reworked_lesson
+def test_the_figures_are_of_the_experiments_as_they_are(name):
+    results = results_of(name)
+    assert results["figures"]["made_from"] == hash_of(results["experiments"]["data"]), \
+        f"run python -m lessons.build {name} --figures"
+
+
 @of_every_lesson
-@of_every_script
+@pytest.mark.parametrize("script", NOTEBOOKS)
 def test_the_notebook_has_the_cells_of_the_script_and_their_outputs(name, script):
     notebook = json.loads((LESSONS / name / f"{script}.ipynb").read_text(encoding="utf-8"))
     assert "".join(notebook["cells"][0]["source"]) == INSTALL
@@ -78,22 +89,64 @@ def test_the_notebook_has_the_cells_of_the_script_and_their_outputs(name, script
 
 
 @of_every_lesson
-@of_every_script
-def test_every_script_runs(name, script, tmp_path, monkeypatch):
+@pytest.mark.parametrize("scripts", [["lesson"], ["experiments", "figures"], ["solutions"]],
+                         ids=lambda scripts: scripts[0])
+def test_every_script_runs(name, scripts, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setenv("LESSONS_QUICK", "1")
     monkeypatch.setenv("LESSONS_OUT", str(tmp_path))
-    runpy.run_path(str(LESSONS / name / f"{script}.py"), run_name="__main__")
-    said = json.loads((tmp_path / name / f"{script}.json").read_text(encoding="utf-8"))
-    in_article = results_of(name)[script]
-    for kind in ("numbers", "tables", "figures"):
-        assert set(said[kind]) == set(in_article[kind])
+    for script in [script for script in scripts if script in scripts_of(name)]:
+        runpy.run_path(str(LESSONS / name / f"{script}.py"), run_name="__main__")
+        said = json.loads((tmp_path / name / f"{script}.json").read_text(encoding="utf-8"))
+        in_article = results_of(name)[script]
+        for kind in ("numbers", "tables", "figures", "data"):
+            assert set(said.get(kind, [])) == set(in_article.get(kind, []))
+
+
+@of_every_reworked_lesson
+def test_a_lesson_is_short_enough_to_be_read_and_run(name):
+    """The script on two screens, two minutes of one core."""
+    script = (LESSONS / name / "lesson.py").read_text(encoding="utf-8").splitlines()
+    assert len(script) <= 100
+    assert results_of(name)["lesson"]["seconds"] < 120
+
+
+def prose(text: str) -> list[str]:
+    """The words of an article that are no code, table, formula on a line of its own, or mark."""
+    text = re.sub(r"<!-- (table|figure|code|age) .*?<!-- / -->|<!--.*?-->|\$\$.*?\$\$", "",
+                  without_code(text), flags=re.DOTALL)
+    return re.sub(r"^\|.*$", "", text, flags=re.MULTILINE).split()
+
+
+@of_every_reworked_lesson
+def test_an_article_is_short_and_soon_says_how_to_run_it(name):
+    text = (LESSONS / name / "README.md").read_text(encoding="utf-8")
+    assert len(prose(text.partition("\n## Exercises\n")[0])) <= 2500
+    assert len(prose(text.partition("\n## Run it\n")[0])) <= 600
+    assert "<!-- age of its numbers -->" in text
+
+
+def test_numbers_of_another_library_are_said_to_be_older(tmp_path, monkeypatch):
+    today = {"dpo": [0.69, 0.68]}
+    monkeypatch.setattr(lessons.canary, "LESSONS", tmp_path)
+    monkeypatch.setattr(lessons.canary, "canaries", lambda lesson: today)
+    folder = tmp_path / "05_dpo"
+    folder.mkdir()
+    article = folder / "README.md"
+    article.write_text("<!-- age of its numbers --><!-- / -->\n", encoding="utf-8")
+    monkeypatch.setattr(lessons.articles, "results_of", lambda name: {})
+    for stored, older in (([0.69, 0.6805], False), ([0.69, 0.682], True), ([0.69], True)):
+        (folder / "canary.json").write_text(json.dumps({"dpo": stored}), encoding="utf-8")
+        assert ("older than the code" in render(article)) == older
 
 
 @of_every_lesson
 def test_every_article_has_the_same_sections(name):
+    """An appendix may stand before the last."""
     text = without_code((LESSONS / name / "README.md").read_text(encoding="utf-8"))
-    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == SECTIONS
+    sections = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    assert [section for section in sections if section != "Appendix"] == SECTIONS \
+        or "experiments" not in scripts_of(name)
     assert re.match(rf"# {int(name[:2])}\. \w", text)
 
 

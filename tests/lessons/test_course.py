@@ -6,7 +6,7 @@ import pytest
 
 import lessons.articles
 from lessons.__main__ import main
-from lessons.articles import excerpt, render, run_time, slug, with_numbers
+from lessons.articles import excerpt, render, run_time, run_times, slug, with_numbers
 from lessons.course import find, fingerprint, names, results_of, spread
 from minigpt.errors import UserError
 
@@ -78,8 +78,8 @@ def test_an_excerpt_may_go_from_one_line_to_another(tmp_path):
 
 
 def test_several_values_become_mean_and_spread():
-    assert spread([1.0, 2.0, 3.0], ".1f") == "2.0 ± 1.0"
-    assert spread([1.0, 3.0], "+.1f") == "+2.0 ± 1.4"
+    assert spread([1.0, 2.0, 3.0], ".1f") == "2.0 ± 2.5"  # 4.30 / 3 ** 0.5
+    assert spread([1.0, 3.0], "+.1f") == "+2.0 ± 12.7"
     assert spread(0.25, ".0%") == "25%"
 
 
@@ -106,7 +106,7 @@ def test_the_list_names_every_lesson_with_its_run_times(capsys):
     main([])
     printed = capsys.readouterr().out
     for name in names():
-        assert f"{name} " in printed and run_time(results_of(name)["lesson"]["seconds"]) in printed
+        assert f"{name} " in printed and run_times(name)[0] in printed
 
 
 def test_results_are_plain_json():

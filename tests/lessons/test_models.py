@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import lessons.start
-from lessons.models import CANARY_STEPS, RECIPES, answers_of, canary_of, description, figures_of
+from lessons.canary import CANARY_STEPS, RECIPES, canary_of, same
+from lessons.models import answers_of, description, figures_of
 from lessons.start import MODELS, SIZE, made_from, shipped, starting_point
 from minigpt.checkpoint import load_checkpoint
 from minigpt.model import MiniGPT
@@ -51,7 +52,7 @@ def test_the_library_as_it_is_would_train_the_same_model(name, start):
     assert said["recipe"] == RECIPES[name]
     canary = canary_of(name, start)
     assert len(canary) == (2 * 3 if name == "ppo" else CANARY_STEPS)
-    assert canary == pytest.approx(said["canary"], abs=1e-3)
+    assert same(said["canary"], canary)
 
 
 def test_lessons_start_from_the_shipped_models_at_once(untrained):

@@ -41,7 +41,7 @@ def parsed(text) -> Page:
 
 
 def test_the_page_is_made_of_the_articles_as_they_are(text):
-    assert text == page(), "run python -m lessons.build --site"
+    assert text == page(), "run python -m lessons.build --text"
 
 
 def test_every_lesson_is_a_section(parsed):
