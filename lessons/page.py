@@ -66,6 +66,8 @@ def article(parser: Any, name: str, path: Path) -> str:
     text = parser.render(re.sub(r" ?<!--.*?-->", "", text, flags=re.DOTALL))
     text = re.sub(r'(href|src)="([^"]+)"',
                   lambda found: f'{found[1]}="{target(path, found[2])}"', text)
+    text = re.sub(r'<img src="([^"]+)"[^>]*>',
+                  lambda image: f'<a class="figure" href="{image[1]}">{image[0]}</a>', text)
     text = re.sub(r"<h([1-6])>(.*?)</h\1>",
                   lambda found: heading(name, int(found[1]), found[2]), text)
     text = text.replace("<table>", '<div class="wide"><table>') \
@@ -110,10 +112,22 @@ def markdown() -> Any:
         return highlight(code, get_lexer_by_name(language or "text"), HtmlFormatter(nowrap=True))
 
     def formula(tex: str, options: dict[str, Any]) -> str:
-        return convert(tex, display="block" if options["display_mode"] else "inline")
+        return spaced(convert(tex, display="block" if options["display_mode"] else "inline"))
 
     parser = MarkdownIt("commonmark", {"html": True, "highlight": colour}).enable("table")
     return parser.use(dollarmath_plugin, renderer=formula, allow_digits=True, double_inline=True)
+
+
+def spaced(formula: str) -> str:
+    """MathML with the spaces that TeX would set: after a function's name, and none behind a sign;
+    and with what a maximum is over below it."""
+    opening = "&#x00028;|&#x0005B;|&#x0003D;|&#x0002C;"  # ( [ = ,
+    formula = re.sub(r"<mi>(log|exp)</mi>(?!<mo[^>]*>&#x00028;)",
+                     r'<mi>\1</mi><mspace width="0.17em"/>', formula)
+    formula = re.sub(rf"((?:<mo[^>]*>(?:{opening})</mo>|<mrow>))<mo>&#x02212;</mo>",
+                     r'\1<mo form="prefix">&#x02212;</mo>', formula)
+    return re.sub(r"<msub><mo>(max|min)</mo>(<mi>[^<]*</mi>)</msub>",
+                  r"<munder><mo>\1</mo>\2</munder>", formula)
 
 
 def code_colours() -> str:

@@ -4,6 +4,21 @@ const links = [...document.querySelectorAll("nav a")];
 const menu = document.getElementById("menu");
 const narrow = matchMedia("(max-width: 60rem)");
 
+// The sections of the open article, below its link in the menu.
+function listSections(open, link) {
+  document.querySelectorAll("nav .sections").forEach(list => list.remove());
+  const list = document.createElement("ol");
+  list.className = "sections";
+  for (const heading of open.querySelectorAll("h2")) {
+    const entry = document.createElement("a");
+    entry.href = "#" + heading.id;
+    entry.textContent = heading.firstChild.textContent.trim();
+    list.append(document.createElement("li"));
+    list.lastChild.append(entry);
+  }
+  if (list.children.length && link) link.after(list);
+}
+
 function show() {
   const place = document.getElementById(decodeURIComponent(location.hash.slice(1).split("?")[0])) || articles[0];
   const open = place.closest(".article") || articles[0];
@@ -11,6 +26,7 @@ function show() {
   articles.forEach(article => article.classList.toggle("open", article === open));
   links.forEach(link => link.hash === "#" + open.id ? link.setAttribute("aria-current", "page")
                                                      : link.removeAttribute("aria-current"));
+  listSections(open, links.find(link => link.hash === "#" + open.id));
   document.title = open.querySelector("h1").textContent + " · Alignment from scratch";
   for (const [id, other] of [["previous", articles[number - 1]], ["next", articles[number + 1]]]) {
     const link = document.getElementById(id);

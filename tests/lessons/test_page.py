@@ -8,7 +8,7 @@ import pytest
 from lessons.course import LESSONS, names
 
 pytest.importorskip("markdown_it", reason="the reader is built with the extra [lessons]")
-from lessons.page import page
+from lessons.page import page, spaced
 
 SITE = LESSONS / "site"
 
@@ -69,3 +69,15 @@ def test_every_formula_was_rendered(parsed, text):
     assert parsed.formulas > 20
     left_over = r"\\(frac|sum|log|pi|mathbb|left|right|begin|text)\b"
     assert "$$" not in text and not re.search(left_over, text)
+
+
+def test_formulas_are_spaced_as_tex_would():
+    convert = pytest.importorskip("latex2mathml.converter").convert
+    formula = spaced(convert(r"\max_\pi -\log \pi + \log(x) = -x - y", display="block"))
+    assert formula.count('<mo form="prefix">&#x02212;</mo>') == 1  # behind =, not the difference
+    assert formula.count("<mi>log</mi><mspace") == 1               # not in front of a bracket
+    assert "<munder><mo>max</mo>" in formula
+
+
+def test_figures_open_on_a_tap(text):
+    assert text.count("<img ") == text.count('<a class="figure"')
