@@ -52,13 +52,16 @@ LONGEST_ANSWER = PPO["max_new_tokens"]
 
 @dataclass
 class Start:
-    """A little world; the base, SFT and reward models trained on it, all in eval mode."""
+    """A little world; the base, SFT and reward models trained on it, all in eval mode.
+
+    pool: how many SFT answers to each held-out prompt the limit is estimated from."""
 
     world: World
     seed: int
     base: MiniGPT
     sft: MiniGPT
     reward: RewardModel
+    pool: int = 512
 
     def fresh_policy(self) -> MiniGPT:
         """A copy of the SFT model, to be trained."""
@@ -74,7 +77,7 @@ class Start:
         """The best true reward that any policy can have at each KL (lessons/limit.py)."""
         rewards = []
         for number, prompt in enumerate(self.world.heldout_prompts):
-            pool = generate(self.sft, [prompt] * 512, LONGEST_ANSWER, seed=number)
+            pool = generate(self.sft, [prompt] * self.pool, LONGEST_ANSWER, seed=number)
             rewards.append([self.world.true_reward(prompt, answer.text) for answer in pool])
         return Frontier(torch.tensor(rewards))
 
@@ -94,7 +97,7 @@ def starting_point(seed: int = 0, quick: bool = False, **world_options: Any) -> 
     sft = kept(lambda: train_sft_model(base, task, SFTConfig(seed=seed, **SFT))[0], "sft",
                *parts["sft"])
     reward = kept(lambda: train_reward(sft, world, seed), "reward", *parts["reward"])
-    return Start(world, seed, base, sft, reward)
+    return Start(world, seed, base, sft, reward, pool=16 if quick else Start.pool)
 
 
 def made_from(world: World, seed: int) -> dict[str, list[Any]]:
