@@ -3,6 +3,8 @@
 # Predict first, then run: `python -m lessons 01 --solutions`.
 
 # %%
+import math
+
 import torch
 
 from data.facts import CAPITALS
@@ -15,10 +17,11 @@ from sft.train import sft_train
 
 lesson = Lesson("01_bytes_and_minigpt", "solutions")
 start = starting_point(quick=lesson.quick)
+texts = plain_text_rows(start.world.plain_text)
 heldout = plain_text_rows(start.world.heldout_plain_text)
 
 # %% [markdown]
-# ## 1. A model that may look ahead
+# ## 1. A model that looks ahead
 # Let every byte see one byte more, the one it has to predict; then the whole row.
 
 # %%
@@ -38,17 +41,18 @@ class SeesEverything(SeesAhead):
     ahead = 1000
 
 
-texts = plain_text_rows(start.world.plain_text)
-for name, kind in (("causal", MiniGPT), ("one_ahead", SeesAhead), ("everything", SeesEverything)):
+lesson.number("loss_causal", evaluate_loss(start.base, heldout), ".3f")
+for name, kind in (("one_ahead", SeesAhead), ("everything", SeesEverything)):
     torch.manual_seed(0)
     model, _ = sft_train(kind(**SIZE), texts, **BASE)
     lesson.number(f"loss_{name}", evaluate_loss(model, heldout), ".3f")
     if name == "one_ahead":
-        lesson.number("says_one_ahead", repr(generate(model, [""], max_new_tokens=40, seed=1)[0].text).replace("`", "'"))
+        said = generate(model, [""], max_new_tokens=40, seed=1)[0].text
+        lesson.number("says_one_ahead", repr(said).replace("`", "'"))
 
 # %% [markdown]
 # ## 2. No positions
-# Without the position table, the model sees which bytes came before, but hardly in which order.
+# Without the position table, a layer sees which bytes came before, but hardly in which order.
 
 # %%
 torch.manual_seed(0)
@@ -59,19 +63,18 @@ model, _ = sft_train(model, texts, **BASE)
 lesson.number("loss_without_positions", evaluate_loss(model, heldout), ".3f")
 
 # %% [markdown]
-# ## 3. What does a fact weigh?
+# ## 3. How sure is it of a fact?
 # The summed log-probability of an answer, right and wrong.
 
 # %%
-world = start.world
-question = next(q for q in world.questions if q.family == "capital")
-others = sorted(set(CAPITALS.values()) - {question.answer})
+question = next(q for q in start.world.questions if q.family == "capital")
+cities = [question.answer, *sorted(set(CAPITALS.values()) - {question.answer})]
+answers = [f"It is {city}." for city in cities]
 prompt = question.wordings[0]
-right = sequence_logps(start.sft, [prompt], [f"It is {question.answer}."])
-wrong = sequence_logps(start.sft, [prompt] * len(others), [f"It is {city}." for city in others])
-lesson.number("question", prompt)
-lesson.number("logp_right", float(right), ".2f")
-lesson.number("logp_best_wrong", float(wrong.max()), ".2f")
-lesson.number("odds", float((right - wrong.max()).exp()), ".0f")
-lesson.number("bytes_right", str(len(encode(f"It is {question.answer}.")) + 1))
+right, *wrong = sequence_logps(start.sft, [prompt] * len(cities), answers).tolist()
+best, likeliest = max(zip(wrong, answers[1:], strict=True))
+lesson.table("capitals", ["answer", "log p (nats)", "bytes, with EOS"],
+             [[answer, f"{logp:.2f}", len(encode(answer)) + 1]
+              for answer, logp in ((answers[0], right), (likeliest, best))], title=prompt)
+lesson.number("odds", math.exp(right - best), ".0f")
 lesson.done()

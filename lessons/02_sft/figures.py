@@ -8,7 +8,6 @@ from lessons.start import starting_point
 from minigpt.batching import Batches
 from minigpt.logprobs import response_logits, token_logps
 from minigpt.masks import predictor_columns
-from minigpt.plots import COLOURS
 from minigpt.tokenizer import EOS, PAD, SEP
 
 lesson = Lesson("02_sft", "figures")
