@@ -86,8 +86,12 @@ asked, losses, runs = lesson.kept("asked"), lesson.kept("losses"), lesson.kept("
 for name in asked[0]:
     lesson.number(f"right_{name}", [found[name]["right_share"] for found in asked], ".2f")
     lesson.number(f"reward_{name}", [found[name]["true_reward"] for found in asked], ".2f")
-lesson.number("sft_over_base_reward", [
-    found["sft"]["true_reward"] - found["base_goes_on"]["true_reward"] for found in asked], ".2f")
+for key in ("right_share", "true_reward"):
+    lesson.number(f"sft_over_base_{key}", [found["sft"][key] - found["base_goes_on"][key]
+                                           for found in asked], ".2f")
+lesson.number("right_lost_at_2000", [
+    found["base_goes_on"]["right_share"] - run["right_share"]
+    for found, run in zip(asked, runs[PLAIN], strict=True)], ".2f")
 lesson.number("finished_sft", [found["sft"]["finished_share"] for found in asked], ".2f")
 for model in ("base", "sft"):
     lesson.number(f"loss_{model}", [found[model]["loss"] for found in losses], ".2f")
@@ -114,7 +118,8 @@ def draw_imitation() -> None:
     axis.legend(loc="upper center", ncols=2)
     lesson.number("rude_demonstrations", shares["demonstrations"]["rude"], ".2f")
     lesson.number("rude_seen", shares["seen"]["rude"], ".2f")
-    lesson.number("right_seen", shares["seen"]["right"], ".2f")
+    lesson.number("rude_gap", [demonstrated - copied for demonstrated, copied in zip(
+        shares["demonstrations"]["rude"], shares["seen"]["rude"], strict=True)], ".2f")
     gaps = {kind: mean(shares["seen"][kind]) - mean(shares["demonstrations"][kind])
             for kind in kinds}
     widest = max(gaps, key=lambda kind: abs(gaps[kind]))
