@@ -118,8 +118,6 @@ def draw_imitation() -> None:
     axis.legend(loc="upper center", ncols=2)
     lesson.number("rude_demonstrations", shares["demonstrations"]["rude"], ".2f")
     lesson.number("rude_seen", shares["seen"]["rude"], ".2f")
-    lesson.number("rude_gap", [demonstrated - copied for demonstrated, copied in zip(
-        shares["demonstrations"]["rude"], shares["seen"]["rude"], strict=True)], ".2f")
     gaps = {kind: mean(shares["seen"][kind]) - mean(shares["demonstrations"][kind])
             for kind in kinds}
     widest = max(gaps, key=lambda kind: abs(gaps[kind]))
@@ -168,13 +166,12 @@ lesson.number("plain_first_look", [dict(run["looks"])[first] for run in runs[PLA
 
 def draw_forgetting() -> None:
     figure, (left, right) = lesson.panels(2)
-    figure.set_size_inches(9.2, 3.6)
+    figure.set_size_inches(9.2, 3.9)
     colours = {PLAIN: COLOURS[1], "rate / 10": COLOURS[0], FIVE: COLOURS[4], THIRTY: COLOURS[2]}
     labels = {PLAIN: "no plain text", "rate / 10": "no plain text, rate / 10"}
     for name in (PLAIN, FIVE, THIRTY):
-        for number, run in enumerate(runs[name]):
-            left.plot(*zip(*run["looks"], strict=True), color=colours[name], linewidth=1.2,
-                      label=labels.get(name, name) * (number == 0) or None)
+        for run in runs[name]:
+            left.plot(*zip(*run["looks"], strict=True), color=colours[name], linewidth=1.2)
     for name, colour in colours.items():
         x, y = values(name, "plain"), values(name, "right_share")
         right.errorbar(mean(x), mean(y), half_width(y), half_width(x), "o", color=colour,
@@ -192,8 +189,7 @@ def draw_forgetting() -> None:
         of.set_ticks(ticks, map(str, ticks))
     left.set_ylim(0.1, 4)
     right.set_xlim(0.1, 4)
-    left.legend(loc="lower right", bbox_to_anchor=(1.0, 0.13))
-    right.legend(loc="lower left")
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     plain, five, thirty = (mean(values(name, "plain")) for name in (PLAIN, FIVE, THIRTY))
     lesson.figure("forgetting", figure, "SFT without plain text raises the loss on it from "
                   f"{base:.2f} to {plain:.2f} nats a byte. With 5 % mixed in it ends at {five:.2f},"
