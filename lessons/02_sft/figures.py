@@ -178,7 +178,7 @@ def draw_forgetting() -> None:
                        label=labels.get(name, name), linewidth=1.2)
     base = mean(found["base"]["plain"] for found in losses)
     left.axhline(base, color="grey", linestyle=":")
-    left.text(0, base * 1.06, "base model", fontsize=8.5, color="#444444")
+    left.text(20, base * 1.06, "base model", fontsize=8.5, color="#444444")
     left.set(xlabel="optimizer step", ylabel="loss on held-out plain text (nats per byte)",
              yscale="log", title="While it trains, each seed")
     right.set(xlabel="loss on held-out plain text (nats per byte)", ylabel="right answers (share)",
