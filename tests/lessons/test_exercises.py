@@ -14,7 +14,7 @@ import minigpt.kl
 import ppo.advantages
 import ppo.loss
 import ppo.rollout
-from dpo import dpo_loss
+from dpo import dpo_loss, ipo_loss, simpo_loss
 from lessons.__main__ import main
 from lessons.course import LESSONS, names
 from lessons.exercises import check, first_fault
@@ -75,6 +75,9 @@ LIBRARY = {
     "kl_k1": minigpt.kl.kl_k1,
     "kl_k3": minigpt.kl.kl_k3,
     "optimum": lambda ref_logps, rewards, beta: (ref_logps + rewards / beta).log_softmax(-1),
+    "ipo_loss": lambda margins, beta: ipo_loss(margins, *torch.zeros(3, len(margins)), beta)[0],
+    "simpo_loss": lambda logps, lengths, beta, gamma:
+        simpo_loss(*logps.unbind(1), *lengths.unbind(1), beta, gamma)[0],
 }
 
 
@@ -181,6 +184,8 @@ def best_of(choose=lambda up_to, below, n: up_to**n - below**n, descending=False
         return kl(choose(p.cumsum(0), p.cumsum(0) - p, n), p)
     return best_of_n_kl
 
+
+simpo = LIBRARY["simpo_loss"]
 
 MISTAKES = {  # function: (of the sentence that it gets, what somebody wrote)
     "causal_attention": [
@@ -320,6 +325,26 @@ MISTAKES = {  # function: (of the sentence that it gets, what somebody wrote)
             / (ref.exp() * (r / beta).exp()).sum(-1, keepdim=True)).log()),
         ("must keep it", lambda ref, r, beta: (ref.clamp(min=-20) + r / beta).log_softmax(-1)),
         ("no policy has more", lambda ref, r, beta: (ref + r / 0.5).log_softmax(-1)),
+    ],
+    "ipo_loss": [
+        ("a sum over the pairs", lambda D, beta: (D - 1 / (2 * beta)).square().sum()),
+        ("larger for a smaller beta", lambda D, beta: (D - beta / 2).square().mean()),
+        ("half of that is the target", lambda D, beta: (D - 1 / beta).square().mean()),
+        ("inside the square", lambda D, beta: (beta * D - 1 / (2 * beta)).square().mean()),
+        ("nothing pulls", lambda D, beta: F.relu(1 / (2 * beta) - D).square().mean()),
+        ("each pair is squared", lambda D, beta: (D.mean() - 1 / (2 * beta)).square()),
+    ],
+    "simpo_loss": [
+        ("by its own length", lambda logps, lengths, beta, gamma:
+            -F.logsigmoid(beta * (logps[:, 0] - logps[:, 1]) - gamma).mean()),
+        ("which sign", lambda logps, lengths, beta, gamma:
+            -F.logsigmoid(beta * -(logps / lengths).diff()[:, 0] + gamma).mean()),
+        ("not times beta", lambda logps, lengths, beta, gamma:
+            simpo(logps, lengths, beta, beta * gamma)),
+        ("which of the two is column 0", lambda logps, lengths, beta, gamma:
+            simpo(logps.flip(1), lengths.flip(1), beta, gamma)),
+        ("a sum over the pairs", lambda *given: 3 * simpo(*given) if len(given[0]) == 3
+            else simpo(*given)),
     ],
 }
 
