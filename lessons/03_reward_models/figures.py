@@ -40,9 +40,9 @@ sizes, shipped, truth = (lesson.kept(name) for name in ("sizes", "shipped", "tru
 for name, count in sizes.items():
     lesson.number(f"pairs_{name}", f"{count:,}")
 for key in ("heldout", "train", "bayes"):
-    lesson.number(f"accuracy_{key}", over_seeds(shipped, key))
+    lesson.number(f"accuracy_{key}", over_seeds(shipped, key), ".2f")
 lesson.number("below_the_limit",
-              less(over_seeds(shipped, "bayes"), over_seeds(shipped, "heldout")))
+              less(over_seeds(shipped, "bayes"), over_seeds(shipped, "heldout")), ".2f")
 zeros = over_seeds(shipped, "mean_before_centring")
 lesson.number("lowest_zero", min(zeros), "+.1f")
 lesson.number("highest_zero", max(zeros), "+.1f")
@@ -67,8 +67,12 @@ places = {place: [row[place] for row in reading] for place in reading[0]}
 lesson.table("reading", ["the head is read at", "held-out accuracy", "correlation with the score"],
              [[place, *(spread(over_seeds(rows, key), ".2f") for key in ("accuracy", "agreement"))]
               for place, rows in places.items()])
-lesson.number("lost_at_first_pad", less(over_seeds(places["EOS"], "accuracy"),
-                                        over_seeds(places["first PAD"], "accuracy")), ".2f")
+for place in ("last byte before EOS", "first PAD"):
+    lesson.number(f"lost_at_{place.replace(' ', '_')}", less(
+        over_seeds(places["EOS"], "accuracy"), over_seeds(places[place], "accuracy")), ".2f")
+agreement = over_seeds(places["first PAD"], "agreement")
+lesson.number("lowest_agreement", min(agreement), ".2f")
+lesson.number("highest_agreement", max(agreement), ".2f")
 
 # %% [markdown]
 # ## Which fault is learned first?
@@ -78,7 +82,7 @@ FAULTS = ("wrong", "rude", "rambling", "not polite", "evasive", "ignores the req
 DRAWN = FAULTS[:4]
 faults, oracle = lesson.kept("faults"), lesson.kept("oracle")
 steps = list(next(iter(faults.values()))[0])
-early, late = lesson.pick("100", "6"), steps[-1]
+first, early, later, late = lesson.pick(("25", "100", "200", "500"), ("0", "6", "6", "6"))
 Runs = Sequence[dict[str, Any]]
 
 
@@ -103,8 +107,14 @@ def draw_faults(axis: Any, runs: Runs) -> None:
     axis.set(xlabel="optimizer step (log scale)", ylim=(0.2, 1.02))
 
 
-lesson.number("early", early)
-lesson.number("late", late)
+for name, step in (("first", first), ("early", early), ("later", later), ("late", late)):
+    lesson.number(name, step)
+from_sft = faults["from the SFT model, 8 facts"]
+lesson.number("first_rambling_less_wrong", less(ranked_right(from_sft, "rambling", first),
+                                                ranked_right(from_sft, "wrong", first)), ".2f")
+lesson.number("later_wrong_less_not_polite", less(ranked_right(from_sft, "wrong", later),
+                                                  ranked_right(from_sft, "not polite", later)),
+              ".2f")
 for key, runs in zip(("sft", "scratch", "many"), faults.values(), strict=True):
     for when, step in (("early", early), ("late", late)):
         wrong, rude = (ranked_right(runs, fault, step) for fault in ("wrong", "rude"))
@@ -135,8 +145,9 @@ fair_accuracy = over_seeds(annotators["fair"], "heldout")
 for key, name in (("fair", "fair"), ("few", "few"), ("fifth", "a fifth flipped"),
                   ("length", "like length")):
     accuracy = over_seeds(annotators[name], "heldout")
-    lesson.number(f"accuracy_{key}", accuracy)
-    lesson.number(f"lost_{key}", less(fair_accuracy, accuracy))
+    lesson.number(f"accuracy_{key}", accuracy, ".2f")
+    if name != "fair":
+        lesson.number(f"lost_{key}", less(fair_accuracy, accuracy), ".2f")
     for measure in ("wrong", "rambling"):
         lesson.number(f"{measure}_{key}", over_seeds(annotators[name], measure), ".2f")
 lesson.number("accuracy_all_flipped", annotators["all flipped"][0]["heldout"], ".2f")
@@ -217,6 +228,8 @@ words = length["words"]
 for key in ("fair", "biased"):
     lesson.number(f"one_ramble_{key}", [values[1] for values in length[key]], ".2f")
     lesson.number(f"all_rambles_{key}", [values[-1] for values in length[key]], ".1f")
+lesson.number("biased_above_wanted",
+              [values[1] - length["wanted"][1] for values in length["biased"]], ".2f")
 lesson.number("one_ramble_true", length["true"][1], ".2f")
 lesson.number("one_ramble_wanted", length["wanted"][1], ".2f")
 lesson.number("all_rambles_true", length["true"][-1], ".1f")
@@ -235,7 +248,8 @@ def draw_length(axis: Any) -> None:
     axis.axvspan(words[1] + 0.5, words[-1] + 0.5, color="grey", alpha=0.12, linewidth=0)
     axis.text(words[-1] + 0.4, 0.02, "more than one phrase: in no training pair", fontsize=8,
               ha="right", transform=axis.get_xaxis_transform())
-    axis.set(xlabel="words in the answer", ylabel="reward, less that of the bare answer")
+    axis.set(xlabel="words in the answer", ylabel="reward, less that of the bare answer",
+             xticks=words)
     axis.legend(loc="upper left", fontsize=8)
 
 

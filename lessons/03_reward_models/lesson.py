@@ -11,7 +11,6 @@ from data.world import World
 from lessons.course import Lesson
 from lessons.start import LONGEST_ANSWER, REWARD, starting_point
 from minigpt.evaluation import sample_responses
-from minigpt.plots import COLOURS
 from reward.evaluate import evaluate_reward_accuracy, score
 from reward.loss import bradley_terry_loss
 from reward.model import RewardModel
@@ -49,6 +48,7 @@ for name, shift in (("loss", 0), ("loss_with_5_added", 5)):
 
 # %%
 few, many = lesson.pick((125, 4000), (12, 48))
+torch.manual_seed(0)
 
 
 def trained(rows: list[dict[str, str]], num_epochs: int = 1) -> RewardModel:
@@ -92,9 +92,9 @@ lesson.table("fooled", ["prompt", "answer", "true reward", "believed"], [
 figure, axis = lesson.panels(height=3.9)
 axis.plot([-6, 3], [-6, 3], "--", color="grey", linewidth=1, label="belief = truth")
 axis.scatter(truth, believed, s=14, alpha=0.5, linewidths=0, label="an answer of the SFT model")
-axis.annotate(samples[worst[0]].text, (truth[worst[0]], believed[worst[0]]), (-6.1, 3.2),
-              color=COLOURS[1], arrowprops={"arrowstyle": "->", "color": COLOURS[1]})
-axis.set(xlabel="true reward", ylabel="believed (score x temperature)", ylim=(-7.2, 4.2))
+axis.annotate(samples[worst[0]].text, (truth[worst[0]], believed[worst[0]]), (-6.1, 3.9),
+              color="C1", arrowprops={"arrowstyle": "->", "color": "C1"})
+axis.set(xlabel="true reward", ylabel="believed (score x temperature)", ylim=(-6.9, 5.4))
 axis.legend(loc="lower right")
 lesson.figure("truth", figure, f"Mostly right, and far too high for “{samples[worst[0]].text}”")
 lesson.done()
