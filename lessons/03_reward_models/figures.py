@@ -275,6 +275,6 @@ draw_pipeline(axis, {
 }, [("pair", "reward", "bytes"), ("sft", "reward", "weights, once"),
     ("reward", "scores", ""), ("scores", "loss", "(B, 2)")])
 lesson.figure("pipeline", figure,
-              "Training a reward model: one model in memory, and nothing is generated. The SFT "
-              "model gives its weights at the start, and at the end its answers set the zero.")
+              "Training a reward model: one model in memory, and no sampling. The SFT model gives "
+              "its weights at the start. Afterwards, its answers set the zero.")
 lesson.done()
