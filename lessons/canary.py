@@ -31,7 +31,8 @@ CANARY = "canary.json"  # in the folder of a lesson
 TOLERANCE = 1e-3
 TRAINED_IN = {"01": ["base"], "02": ["base", "sft"], "03": ["reward"], "04": ["ppo"],
               "05": ["dpo"], "06": ["reward", "dpo", "ppo"], "07": ["reward", "dpo", "ppo"],
-              "08": ["sft", "reward", "dpo", "ppo"], "09": ["dpo"]}  # lesson -> recipes
+              "08": ["sft", "reward", "dpo", "ppo"],
+              "09": ["dpo", "ppo"]}  # lesson -> recipes; 09 has settings of its own: the nearest
 
 
 def canary_of(name: str, start: Start) -> list[float]:
