@@ -95,6 +95,6 @@ axes[1, 2].set_yscale("symlog")
 for axis, bars in ((axes[1, 0], ends), (axes[1, 1], accuracy)):
     axis.bar(bars.keys(), bars.values(), 0.5, color=COLOURS)
     axis.set(ylim=(0, 1.05), ylabel="answers that end" if bars is ends else "held-out accuracy")
-lesson.figure("silent", figure, "Three broken runs (seed 0). Top: the curves that all watch "
-              "say little, or say it late. Bottom: one number gives each mistake away.")
+lesson.figure("silent", figure, "Three broken runs (seed 0). Top: the usual curves say nothing, "
+              "or say it late. Bottom: in each of them one number gives the mistake away.")
 lesson.done()
