@@ -130,8 +130,8 @@ right.axvline(sum(lesson.kept("sft_reward")) / len(lesson.kept("sft_reward")), c
               linestyle=":")
 right.set(xlabel="true reward (dotted: before training)", title="What the answers are worth")
 lesson.figure("dpo", figure, "DPO gone wrong. Swapped labels look healthy in training and wrong on "
-              "held-out pairs. A rate 30 times too high has a fair accuracy on both, and the worst "
-              "answers. Bars: 95 % intervals over five seeds; runs without a bar are seed 0 alone.")
+              "held-out pairs. A rate 30 times too high has a fair accuracy on both, and answers "
+              "that are worthless. Bars: 95 % intervals over five seeds; runs without a bar are seed 0 alone.")
 
 # %% [markdown]
 # ## PPO
@@ -147,7 +147,7 @@ lesson.table("ppo", ["run (seed 0)", "ratio, first update", "exact KL, episode 1
               for name, r in ppo.items()])
 for name, result in ppo.items():
     numbers(f"ppo_{key_of(name)}", [result], {
-        "ratio": ".4f", "score": ".1f", "kl": ".0f", "exact": ".0f", "reward": ".2f",
+        "ratio": ".1f", "score": ".1f", "kl": ".0f", "exact": ".0f", "reward": ".2f",
         "ends": ".2f", "first_exact": ".1f", "updates": ".0f", "bytes": ".0f", "true_kl": ".1f",
         "max": ".0f"})
 placed = lesson.kept("score_placed")
