@@ -35,7 +35,7 @@ lesson.table("clip", ["clip", "KL(π ‖ π*) after 100 rollouts"],
 # %%
 points = lesson.kept("points")
 lesson.table("frontier", ["policy", "KL from the reference", "expected reward", "KL(π ‖ π*)"],
-             [[name, f"{kl:.3f}", f"{reward:.3f}", "-" if gap is None else f"{gap:.0e}"]
+             [[name, f"{kl:.3f}", f"{reward:.3f}", "-" if gap is None else f"{gap:.0e}" if gap else "0"]
               for name, (kl, reward, gap) in points.items()])
 lesson.number("bon_gap", lesson.kept("bon_gap"), ".2f")
 figure, (left, right) = lesson.panels(2, height=3.6)
