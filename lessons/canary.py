@@ -31,7 +31,8 @@ CANARY = "canary.json"  # in the folder of a lesson
 TOLERANCE = 1e-3
 TRAINED_IN = {"01": ["base"], "02": ["base", "sft"], "03": ["reward"], "04": ["ppo"],
               "05": ["dpo"], "06": ["reward", "dpo", "ppo"], "07": ["reward", "dpo", "ppo"],
-              "08": ["sft", "reward", "dpo", "ppo"], "09": ["dpo"],
+              "08": ["sft", "reward", "dpo", "ppo"],
+              "09": ["dpo", "ppo"],  # it has settings of its own: these are the nearest
               "12": ["dpo"]}  # lesson -> recipes
 
 
