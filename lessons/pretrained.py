@@ -61,6 +61,8 @@ def load(name: str | None = None) -> tuple[Any, Any]:
     tokenizer = AutoTokenizer.from_pretrained(name, **gguf)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **gguf)
+    if gguf:
+        model.is_quantized = False  # not any more, and transformers' Trainer takes no such model
     return model.to(getattr(torch, fast_precision(torch.device("cpu")))), tokenizer
 
 
