@@ -164,13 +164,13 @@ for name in ("start", "reward_ref", "reward_star", "kl_star"):
 lesson.table("likeliest", ["answer", "reward", "reference", "π*"],
              [[f"`{text}`" if text else "(nothing)", f"{reward:g}", f"{ref:.3f}", f"{star:.3f}"]
               for text, reward, ref, star in lesson.kept("likeliest")])
+keys = ("exact_gradient", "dpo_unlimited", "language_ppo", "dpo_few", "dpo_more", "dpo_many")
 rows = []
-for method, paths in distances.items():
+for key, (method, paths) in zip(keys, distances.items(), strict=True):
     best = [min(path) for path in paths]
     moments = [round(path.index(min(path)) * language["steps"] / (len(path) - 1)) for path in paths]
     rows.append([method, spread([path[-1] for path in paths]), spread(best),
                  ", ".join(map(str, moments))])
-    key = method.lower().replace(", ", "_").replace(" ", "_").replace("_pairs", "")
     lesson.number(f"{key}_end", [path[-1] for path in paths])
     lesson.number(f"{key}_best", best)
 lesson.table("language", ["method", "KL(π ‖ π*) at the end", "at its best moment",
