@@ -131,7 +131,8 @@ right.axvline(sum(lesson.kept("sft_reward")) / len(lesson.kept("sft_reward")), c
 right.set(xlabel="true reward (dotted: before training)", title="What the answers are worth")
 lesson.figure("dpo", figure, "DPO gone wrong. Swapped labels look healthy in training and wrong on "
               "held-out pairs. A rate 30 times too high has a fair accuracy on both, and answers "
-              "that are worthless. Bars: 95 % intervals over five seeds; runs without a bar are seed 0 alone.")
+              "that are worthless. Bars: 95 % intervals over five seeds; runs without a bar are "
+              "seed 0 alone.")
 
 # %% [markdown]
 # ## PPO

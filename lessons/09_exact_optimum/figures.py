@@ -35,11 +35,13 @@ lesson.table("clip", ["clip", "KL(π ‖ π*) after 100 rollouts"],
 # %%
 points = lesson.kept("points")
 lesson.table("frontier", ["policy", "KL from the reference", "expected reward", "KL(π ‖ π*)"],
-             [[name, f"{kl:.3f}", f"{reward:.3f}", "-" if gap is None else f"{gap:.0e}" if gap else "0"]
+             [[name, f"{kl:.3f}", f"{reward:.3f}",
+               "-" if gap is None else f"{gap:.0e}" if gap else "0"]
               for name, (kl, reward, gap) in points.items()])
 lesson.number("bon_gap", lesson.kept("bon_gap"), ".2f")
 figure, (left, right) = lesson.panels(2, height=3.6)
-left.plot(*zip(*lesson.kept("frontier"), strict=True), color="black", label="π* for every β (exact)")
+left.plot(*zip(*lesson.kept("frontier"), strict=True), color="black",
+          label="π* for every β (exact)")
 for kind, label, look in (
         ("DPO", "DPO, unlimited data", {"marker": "s", "color": GREEN, "markersize": 9,
                                         "markerfacecolor": "none"}),
@@ -59,8 +61,8 @@ for (kind, paths), colour in zip(ppo.items(), (BLUE, RED, ORANGE), strict=True):
 right.set(yscale="log", xlabel="rollout of 256 answers", ylabel="KL(π ‖ π*), nats",
           title="PPO, five seeds each")
 right.legend(loc="upper right")
-lesson.figure("frontier", figure, "Left: DPO and PPO at β = 2, 0.5 and 0.2 lie on the frontier, and "
-              "best-of-n just below it. Right: PPO reaches the optimum, unless whitening keeps its "
+lesson.figure("frontier", figure, "Left: DPO and PPO at β = 2, 0.5 and 0.2 lie on the frontier, "
+              "and best-of-n just below it. Right: PPO reaches the optimum, unless whitening keeps its "
               "noise at full size.")
 
 # %% [markdown]
@@ -112,8 +114,8 @@ for name, share, style in (("reference", uncovered["ref_share"], ":"),
 right.set(xlabel="probability of the two answers in no pair", ylabel="loss, or objective",
           title="What the pairs cannot say", ylim=(0, 1))
 right.legend(loc="lower right")
-lesson.figure("pairs", figure, "Left: the distance falls as 1/N, and pairs from the reference must be "
-              f"{constants['the reference'] / constants['all answers alike']:.1f} times as many as "
+lesson.figure("pairs", figure, "Left: the distance falls as 1/N, and pairs from the reference must "
+              f"be {constants['the reference'] / constants['all answers alike']:.1f} times as many as "
               "pairs of all answers alike (mean of twenty seeds; the bands hold the middle 80 %). "
               "Right: DPO's loss is flat in what it was not shown; RLHF's objective is not.")
 
@@ -148,8 +150,8 @@ right.set(xlabel="w, the policy's only number", ylabel="E[r] - β KL",
           title="Where each method stops", ylim=(-0.2, 0.75))
 right.legend(loc="lower right")
 lesson.figure("apart", figure, "Left: with labels that never err DPO's log-ratios keep growing, at "
-              "either β; IPO's stand still. Right: when no policy of the family is π*, each aim has "
-              "its own best one, and DPO's depends on where its pairs come from.")
+              "either β; IPO's stand still. Right: when no policy of the family is π*, each aim "
+              "has its own best one, and DPO's depends on where its pairs come from.")
 
 # %% [markdown]
 # ## The language of brackets
@@ -190,9 +192,9 @@ left.set(title="The true reward, or pairs without end")
 right.set(title="A fixed set of pairs")
 left.legend(loc="upper right")
 right.legend(loc="lower left")
-lesson.figure("language", figure, f"All {language['answers']} answers enumerated, five seeds. Left: "
-              "exact gradient, PPO and DPO approach π*. Right: on fixed pairs DPO comes nearer and, "
-              "where they are few, leaves again.")
+lesson.figure("language", figure, f"All {language['answers']} answers enumerated, five seeds. "
+              "Left: exact gradient, PPO and DPO approach π*. Right: on fixed pairs DPO comes nearer "
+              "and, where they are few, leaves again.")
 
 rows = []
 for count, cells in lesson.kept("classes").items():
