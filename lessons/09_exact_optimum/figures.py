@@ -62,8 +62,8 @@ right.set(yscale="log", xlabel="rollout of 256 answers", ylabel="KL(π ‖ π*),
           title="PPO, five seeds each")
 right.legend(loc="upper right")
 lesson.figure("frontier", figure, "Left: DPO and PPO at β = 2, 0.5 and 0.2 lie on the frontier, "
-              "and best-of-n just below it. Right: PPO reaches the optimum, unless whitening keeps its "
-              "noise at full size.")
+              "and best-of-n just below it. Right: PPO reaches the optimum, unless whitening keeps "
+              "its noise at full size.")
 
 # %% [markdown]
 # ## Finite pairs, and answers in no pair
@@ -115,8 +115,8 @@ right.set(xlabel="probability of the two answers in no pair", ylabel="loss, or o
           title="What the pairs cannot say", ylim=(0, 1))
 right.legend(loc="lower right")
 lesson.figure("pairs", figure, "Left: the distance falls as 1/N, and pairs from the reference must "
-              f"be {constants['the reference'] / constants['all answers alike']:.1f} times as many as "
-              "pairs of all answers alike (mean of twenty seeds; the bands hold the middle 80 %). "
+              f"be {constants['the reference'] / constants['all answers alike']:.1f} times as many "
+              "as pairs of all answers alike (mean of twenty seeds; the bands hold the middle 80 %). "
               "Right: DPO's loss is flat in what it was not shown; RLHF's objective is not.")
 
 # %% [markdown]
@@ -193,8 +193,8 @@ right.set(title="A fixed set of pairs")
 left.legend(loc="upper right")
 right.legend(loc="lower left")
 lesson.figure("language", figure, f"All {language['answers']} answers enumerated, five seeds. "
-              "Left: exact gradient, PPO and DPO approach π*. Right: on fixed pairs DPO comes nearer "
-              "and, where they are few, leaves again.")
+              "Left: exact gradient, PPO and DPO approach π*. Right: on fixed pairs DPO comes "
+              "nearer and, where they are few, leaves again.")
 
 rows = []
 for count, cells in lesson.kept("classes").items():
