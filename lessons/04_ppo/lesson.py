@@ -73,8 +73,8 @@ lesson.table("before_after", ["", "SFT", "PPO"],
 prompts = start.world.heldout_prompts[:5]
 said = [generate(model, prompts, recipe["max_new_tokens"], seed=3) for model in (start.sft, policy)]
 lesson.table("answers", ["prompt", "SFT", "PPO"],
-             [[prompt, old.text, new.text] for prompt, old, new in zip(prompts, *said, strict=True)],
-             title="One answer each")
+             [[prompt, old.text, new.text]
+              for prompt, old, new in zip(prompts, *said, strict=True)], title="One answer each")
 
 # %% [markdown]
 # ## Who gets the credit for an answer?

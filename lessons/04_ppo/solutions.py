@@ -51,14 +51,11 @@ WHAT = {"true_reward": ("true reward", ".2f"), "proxy": ("score", ".1f"),
 HEAD = [says for says, _ in WHAT.values()]
 
 
-def keep(name, measured):
-    """Numbers of the article, and cells of its tables; of one seed or of several."""
-    cells = []
-    for what, (_, form) in WHAT.items():
-        values = [run[what] for run in measured]
-        cells.append(spread(values if len(values) > 1 else values[0], form))
-        lesson.number(f"{name}_{what}", cells[-1])
-    return cells
+def cells(runs):
+    """A row of a table, from the results of one seed or of several."""
+    columns = {what: [run[what] for run in runs] for what in WHAT}
+    return [spread(values if len(values) > 1 else values[0], WHAT[what][1])
+            for what, values in columns.items()]
 
 
 # %% [markdown]
@@ -66,11 +63,13 @@ def keep(name, measured):
 # One seed: an illustration.
 
 # %%
-rows = []
-for beta in lesson.progress((0.001, 0.02, 0.5, 2.0), "beta"):
-    policy = train(first, kl_coeff=beta)
-    rows.append([f"{beta:g}", *keep(f"beta_{beta:g}".replace(".", "_"), [results(first, policy)])])
-lesson.table("beta_sweep", ["beta", *HEAD], rows, title="Twenty episodes at four betas, seed 0")
+BETAS = (0.001, 0.02, 0.5, 2.0)
+sweep = [results(first, train(first, kl_coeff=beta)) for beta in lesson.progress(BETAS, "betas")]
+lesson.table("beta_sweep", ["beta", *HEAD],
+             [[f"{beta:g}", *cells([found])] for beta, found in zip(BETAS, sweep, strict=True)],
+             title="Twenty episodes at four betas, seed 0")
+lesson.number("kl_at_the_lowest_beta", sweep[0]["kl_nats_per_response"], ".1f")
+lesson.number("kl_at_the_highest_beta", sweep[-1]["kl_nats_per_response"], ".1f")
 
 
 # %% [markdown]
@@ -95,12 +94,15 @@ def liking_length(reward, usual):
     return hacked.eval()
 
 
-rows = []
-for name, usual, beta in (("from_0", 0, 0.1), ("above_24", 24, 0.1), ("above_24_held", 24, 2.0)):
-    policy = train(first, liking_length(first.reward, usual), kl_coeff=beta)
-    rows.append([f"above {usual}" if usual else "all", f"{beta:g}",
-                 *keep(f"hack_{name}", [results(first, policy)])])
-lesson.table("hack", ["bytes paid for", "beta", *HEAD], rows, title="Half a point a byte, seed 0")
+PRIZES = {"from_0": (0, 0.1), "above_24": (24, 0.1), "above_24_held": (24, 2.0)}
+hacked = {name: results(first, train(first, liking_length(first.reward, usual), kl_coeff=beta))
+          for name, (usual, beta) in lesson.progress(PRIZES.items(), "prizes")}
+lesson.table("hack", ["bytes paid for", "beta", *HEAD],
+             [[f"above {usual}" if usual else "all", f"{beta:g}", *cells([hacked[name]])]
+              for name, (usual, beta) in PRIZES.items()], title="Half a point a byte, seed 0")
+for name, found in hacked.items():
+    lesson.number(f"hack_{name}_response_bytes", found["response_bytes"], ".0f")
+    lesson.number(f"hack_{name}_true_reward", found["true_reward"], ".2f")
 
 
 # %% [markdown]
@@ -135,8 +137,8 @@ def reinforce(start, beta=PPO["kl_coeff"], lr=PPO["lr"]):
 plain = [results(start, reinforce(start)) for start in lesson.progress(starts, "REINFORCE")]
 one_pass = [results(start, train(start, ppo_epochs=1)) for start in lesson.progress(starts, "PPO")]
 lesson.table("reinforce", ["method", *HEAD],
-             [["REINFORCE, one step a rollout", *keep("reinforce", plain)],
-              ["PPO, one step a rollout", *keep("one_pass", one_pass)]],
+             [["REINFORCE, one step a rollout", *cells(plain)],
+              ["PPO, one step a rollout", *cells(one_pass)]],
              title="Five seeds, mean and half of the 95 % interval")
 gaps = [a["true_reward"] - b["true_reward"] for a, b in zip(plain, one_pass, strict=True)]
 lesson.number("reinforce_gap", gaps, "+.2f")
