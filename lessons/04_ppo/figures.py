@@ -133,8 +133,8 @@ for axis in axes:
 lesson.figure("climb", figure, "Mean of five seeds and its 95 % interval, on training prompts. "
               "With the penalty, score and true reward rise together and the KL levels off. Without "
               "it the score rises further, while the true reward falls and the KL grows.")
-lesson.number("no_kl_gap", against("long_no_kl", "long"), "+.1f")
-lesson.number("no_kl_proxy_gap", against("long_no_kl", "long", "proxy"), "+.1f")
+lesson.number("no_kl_cost", against("long", "long_no_kl"), ".1f")
+lesson.number("no_kl_proxy_gain", against("long_no_kl", "long", "proxy"), ".1f")
 lesson.number("no_kl_least_kl", min(of("long_no_kl", "kl_nats_per_response")), ".0f")
 lesson.number("long_most_kl", max(of("long", "kl_nats_per_response")), ".1f")
 gain = [last - first for last, first in zip(of("long", "true_reward"), of("sft", "true_reward"),
@@ -165,10 +165,9 @@ axes[2].axhline(0, color="grey", linewidth=0.8)
 axes[2].set(ylabel="share of the variance of returns", title="What the values explain")
 first_explained = [values[0] for values in curves["long"]["val/explained_variance"]]
 explained = last_ten("long", "val/explained_variance")
-lesson.figure("health", figure, "Five seeds of the recipe. Entropy falls, and stays above 0; few "
-              "ratios are clipped; the values explain "
-              f"{mean(first_explained):.2f} of the variance of the returns at first, "
-              f"{mean(explained):.2f} in the last ten episodes.")
+lesson.figure("health", figure, "Five seeds of the recipe. Entropy falls and stays above 0; few "
+              "ratios are clipped; the explained variance of the values starts at "
+              f"{mean(first_explained):.2f} and is {mean(explained):.2f} in the last ten episodes.")
 lesson.number("first_explained", first_explained, ".2f")
 lesson.number("clip_fraction", [mean(values) for values in curves["long"]["policy/clipfrac_avg"]],
               ".3f")
@@ -184,16 +183,17 @@ for run, says in SAYS.items():
                  "" if run == "recipe" else spread(against(run, "recipe"), "+.2f"),
                  spread(of(run, "proxy"), ".1f"), spread(of(run, "kl_nats_per_response"), ".1f"),
                  spread(of(run, "response_bytes"), ".0f")])
-    lesson.number(f"{run}_gap", against(run, "recipe"), "+.2f")
-lesson.table("ablation", ["run", "true reward", "less the recipe's", "score", "KL (nats)", "bytes"],
-             rows)
-lesson.number("wrong_sign_kl", of("wrong_sign", "kl_nats_per_response"), ".0f")
+lesson.table("ablation", ["run", "true reward", "difference to the recipe", "score", "KL (nats)",
+                          "bytes"], rows)
+lesson.number("wrong_sign_least_kl", min(of("wrong_sign", "kl_nats_per_response")), ".0f")
 peaks = [max(values) - values[0] for values in scores["wrong_sign"]]
 lesson.number("wrong_sign_peak", peaks, ".1f")
-lesson.number("fast_bytes", of("fast", "response_bytes"), ".0f")
+lesson.number("fast_bytes", mean(of("fast", "response_bytes")), ".0f")
 lesson.number("fast_proxy", of("fast", "proxy"), ".1f")
 lesson.number("recipe_proxy", of("recipe", "proxy"), ".1f")
-lesson.number("clipping_at_eight", against("eight_no_clip", "eight"), "+.1f")
+lesson.number("no_clip_cost_at_eight", against("eight", "eight_no_clip"), ".1f")
+lesson.number("no_clip_cost", against("recipe", "no_clip"), ".2f")
+lesson.number("no_value_cost", against("recipe", "no_value"), ".2f")
 
 gaps = {run: against(run, "recipe") for run in SAYS if run != "recipe"}
 order = sorted(gaps, key=lambda run: mean(gaps[run]))
@@ -206,7 +206,7 @@ for row, run in enumerate(order):
                   capsize=4, markersize=5)
 axis.axvline(0, color="grey", linewidth=0.8)
 axis.set_yticks(range(len(order)), [SAYS[run] for run in order])
-axis.set(xlabel="true reward less the recipe's, same seed")
+axis.set(xlabel="true reward minus the recipe's, same seed")
 lesson.figure("ablation", figure, "Blue: five seeds of 20 episodes. Orange: their mean and its "
               f"95 % interval. Of {len(order)} changes, {len(told)} have an interval that excludes "
               "0.")
@@ -237,7 +237,7 @@ for policy, says in POLICIES.items():
         rows[-1] += [spread(relative(policy, name), ".2f"), spread(deviations(policy, name), ".1f")]
     noisier = [k3 - k1 for k1, k3 in zip(deviations(policy, "k1"), deviations(policy, "k3"),
                                          strict=True)]
-    lesson.number(f"k3_noisier_{policy}", noisier, "+.1f")
+    lesson.number(f"k3_noisier_{policy}", noisier, ".1f")
 lesson.table("estimators", ["policy", "exact KL a token", "k1 / exact", "sd k1", "k2 / exact",
                             "sd k2", "k3 / exact", "sd k3"], rows)
 lesson.number("k2_long", relative("long", "k2"), ".1f")
