@@ -1,6 +1,8 @@
 """Diagrams of a pipeline: its models, trained or frozen, and the data that flows between them."""
 
+import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from minigpt.plots import COLOURS
@@ -23,29 +25,31 @@ class Box(NamedTuple):
     look: str
 
 
+class Arrow(NamedTuple):
+    """An arrow from box to box, with corners at `via` (positions on the grid)."""
+
+    start: str
+    end: str
+    label: str = ""
+    via: tuple[tuple[float, float], ...] = ()
+    colour: str = "#444444"
+
+
 def draw_pipeline(axis: Any, boxes: Mapping[str, Box],
-                  arrows: Sequence[tuple[str, str, str]]) -> None:
+                  arrows: Sequence[tuple[str, str, str] | Arrow]) -> None:
     """Draw boxes by name and arrows (from, to, label) between them.
 
     A figure with a single axis is resized to fit.
     """
     from matplotlib.patches import FancyBboxPatch, Patch
 
-    centres = {name: (COLUMN * box.column, -ROW * box.row) for name, box in boxes.items()}
-    for name, box in boxes.items():
-        x, y = centres[name]
+    for box in boxes.values():
+        x, y = _place(box.column, box.row)
         axis.add_patch(FancyBboxPatch((x - WIDTH / 2, y - HEIGHT / 2), WIDTH, HEIGHT,
                                       boxstyle="round,pad=0.04", **LOOKS[box.look]))
         axis.text(x, y, box.text, ha="center", va="center", fontsize=8.5)
-    for start, end, label in arrows:
-        (x0, y0), (x1, y1) = centres[start], centres[end]
-        begin, finish = _edge(x0, y0, x1, y1), _edge(x1, y1, x0, y0)
-        axis.annotate("", finish, begin, arrowprops={"arrowstyle": "-|>", "color": "#444444",
-                                                     "linewidth": 1.1})
-        x, y = (begin[0] + finish[0]) / 2, (begin[1] + finish[1]) / 2
-        above = 0.13 if abs(y1 - y0) < 0.1 else 0  # labels go above horizontal arrows, else on them
-        axis.text(x, y + above, label, ha="center", va="center", fontsize=7.5, color="#222222",
-                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.9})
+    for arrow in arrows:
+        _draw_arrow(axis, boxes, Arrow(*arrow))
     looks = [look for look in LOOKS if look in {box.look for box in boxes.values()}]
     axis.legend(handles=[Patch(label=look, **LOOKS[look]) for look in looks], loc="upper center",
                 ncols=3, bbox_to_anchor=(0.5, 0.0))
@@ -55,6 +59,29 @@ def draw_pipeline(axis: Any, boxes: Mapping[str, Box],
     if len(axis.figure.axes) == 1:
         (left, right), (bottom, top) = axis.get_xlim(), axis.get_ylim()
         axis.figure.set_size_inches(0.8 * (right - left) + 0.2, 0.8 * (top - bottom) + 0.6)
+
+
+def _place(column: float, row: float) -> tuple[float, float]:
+    """A position on the grid, in inches."""
+    return COLUMN * column, -ROW * row
+
+
+def _draw_arrow(axis: Any, boxes: Mapping[str, Box], arrow: Arrow) -> None:
+    """Draw an arrow, and its label beside its longest stretch, never on it."""
+    start, end = (_place(boxes[name].column, boxes[name].row) for name in (arrow.start, arrow.end))
+    points = [start, *(_place(*corner) for corner in arrow.via), end]
+    points[0], points[-1] = _edge(*start, *points[1]), _edge(*end, *points[-2])
+    if arrow.via:
+        axis.plot(*zip(*points[:-1], strict=True), color=arrow.colour, linewidth=1.1)
+    axis.annotate("", points[-1], points[-2], arrowprops={
+        "arrowstyle": "-|>", "color": arrow.colour, "linewidth": 1.1, "shrinkA": 0})
+    (x0, y0), (x1, y1) = max(pairwise(points), key=lambda stretch: math.dist(*stretch))
+    angle = math.atan2(y1 - y0, x1 - x0)
+    if abs(angle) > math.pi / 2 + 1e-6:   # to the left: the text still reads to the right
+        angle -= math.copysign(math.pi, angle)
+    axis.text((x0 + x1) / 2 - 0.13 * math.sin(angle), (y0 + y1) / 2 + 0.13 * math.cos(angle),
+              arrow.label, ha="center", va="center", rotation=math.degrees(angle), fontsize=7.5,
+              color=arrow.colour)
 
 
 def _edge(x: float, y: float, to_x: float, to_y: float) -> tuple[float, float]:
