@@ -89,7 +89,7 @@ lesson.number("sft_broken", over_seeds("sft", "broken"), ".2f")
 lesson.number("most", [limit["true_reward"][-1] for limit in over_seeds("limit")], ".2f")
 lesson.number("bayes", over_seeds("bayes"), ".2f")
 lesson.number("accuracy_other", over_seeds("accuracy", "other"), ".2f")
-rows = []
+rows, peaks, ends = [], {}, {}
 for name in NAMES:
     truth = over_seeds("curves", name, "true_reward")
     top = int(average(truth).argmax())
@@ -102,14 +102,19 @@ for name in NAMES:
     kl = mean(curve[top] for curve in over_seeds("curves", name, "kl"))
     cells = {key: spread(values, ".2f") for key, values in found.items()}
     cells["peak"] += f" at {kl:.1f}"
+    peaks[name], ends[name] = peak, end
+    right = over_seeds("curves", name, "right")
+    top_right = int(average(right).argmax())
+    lesson.number(f"top_right_{name}", [curve[top_right] for curve in right], ".2f")
+    lesson.number(f"right_fall_{name}", [curve[top_right] - curve[-1] for curve in right], ".2f")
     rows.append([NAMES[name], *cells.values()])
     for key, values in found.items():
         lesson.number(f"{key}_{name}", values, ".2f")
     for key, form in (("right", ".2f"), ("words", ".1f"), ("broken", ".2f")):
         last = [curve[-1] for curve in over_seeds("curves", name, key)]
         lesson.number(f"end_{key}_{name}", last, form)
-    best_right = [max(curve) for curve in over_seeds("curves", name, "right")]
-    lesson.number(f"best_right_{name}", best_right, ".2f")
+lesson.number("many_over_few_at_best", difference(peaks["many"], peaks["few"]), "+.2f")
+lesson.number("many_over_few_at_end", difference(ends["many"], ends["few"]), "+.2f")
 lesson.table("proxies", ["proxy", "held-out accuracy", "correlation with the truth",
                          "slope at 0, predicted", "slope at 0, measured",
                          "best true reward, at KL", "true reward at the far end", "fall"], rows)
@@ -186,15 +191,16 @@ for axis, key in zip(axes, ("true_reward", "proxy"), strict=True):
     over_kl(axis, key.replace("_", " "), furthest, (0.25, 1, 2, 4, 8, 16, 24))
 axes[0].set(title="What we want")
 axes[1].set(title="What we optimise", ylabel="score of the proxy")
-axes[1].plot([], [], color="#777777", linestyle="-.", label="perfect optimiser of the proxy")
-axes[1].plot([], [], "k--", linewidth=1.4, label="perfect optimiser of the truth")
-axes[1].legend(loc="lower right", fontsize=7.5)
+axes[0].plot([], [], color="#777777", linestyle="-.", label="perfect optimiser of the proxy")
+axes[0].plot([], [], "k--", linewidth=1.4, label="perfect optimiser of the truth")
+axes[0].legend(loc="lower left", fontsize=7.5)
 falls = [f"{method} {mean(of_runs(method, best[method], 'true_reward')):.2f} to "
          f"{mean(of_runs(method, strengths[-1], 'true_reward')):.2f}"
          for method, strengths in STRENGTHS.items()]
 lesson.figure("hump", figure, "Push harder and harder against a proxy of 1,000 pairs "
               f"({len(SEEDS)} seeds; bars: 95% intervals). True reward from the best setting to "
-              f"the hardest: {', '.join(falls)}. The score goes the other way.")
+              f"the hardest: {', '.join(falls)}. The scores of best-of-n and PPO are highest "
+              "at the hardest setting; DPO's is not.")
 
 # --- over-optimisation or displacement? ----------------------------------------------------------
 
@@ -224,7 +230,18 @@ axes[1].set_title("Does the proxy mind?")
 for method, strengths in STRENGTHS.items():
     lesson.number(f"{method.replace(' ', '_').lower()}_last_minds",
                   score_of_broken(method, strengths[-1]), "+.1f")
-lesson.number("sft_minds", score_of_broken("best of n", 1), "+.1f")
+sft_minds = score_of_broken("best of n", 1)
+lesson.number("sft_minds", sft_minds, "+.1f")
+for method in ("DPO", "PPO"):
+    hardest = STRENGTHS[method][-1]
+    lesson.number(f"{method.lower()}_minds_less",
+                  difference(score_of_broken(method, hardest), sft_minds), "+.1f")
+    lesson.number(f"{method.lower()}_proxy_over_sft",
+                  difference(of_runs(method, hardest, "proxy"), of_runs("best of n", 1, "proxy")),
+                  "+.1f")
+    excess = [run["broken"] for run in of_runs(method, hardest, "optimum")]
+    lesson.number(f"{method.lower()}_broken_over_optimum",
+                  difference(of_runs(method, hardest, "broken"), excess), "+.2f")
 shares = {method: mean(of_runs(method, strengths[-1], "broken"))
           for method, strengths in STRENGTHS.items()}
 lesson.figure("broken", figure, "Left: broken answers hold a word that does not exist, or do not "
@@ -280,8 +297,8 @@ lesson.number("facts_sft_right", FACTS["sft_right"], ".2f")
 untreated = over_seeds("hacked", "few", "true_reward")
 least = STRENGTHS["PPO"][-1]
 CURES = {"nothing": f"nothing: kl_coeff {least:g}",
-         "stop by true_reward": "stop early, by fresh true labels",
-         "stop by other": "stop early, by another reward model", "firm": "kl_coeff 1",
+         "stop by true_reward": "stop early, by true labels",
+         "stop by other": "stop early, by a second model", "firm": "kl_coeff 1",
          "target_kl": "target_kl 1", "minimum": "minimum of 3 reward models",
          "many": NAMES["many"], "best_of_16": "best of 16, no training"}
 fixed = {"firm": ("PPO", 1.0), "best_of_16": ("best of n", 16)}
@@ -303,6 +320,8 @@ for key, (rewards, kls) in found.items():
     lesson.number(f"cure_{name}_kl", kls, ".2f")
     lesson.number(f"cure_{name}_gain", gain, "+.2f")
 lesson.table("cures", ["cure", "KL", "true reward", "gain over nothing"], rows)
+best_over_firm = difference(found["best_of_16"][0], found["firm"][0])
+lesson.number("best_of_16_over_firm", best_over_firm, "+.2f")
 for judge in ("true_reward", "other"):
     lesson.number(f"stop_{judge}", ", ".join(map(str, over_seeds("stops", judge))))
 for pairs in ("same pairs", "other pairs"):
@@ -312,11 +331,9 @@ figure, axes = lesson.panels(2, height=3.8, gridspec_kw={"width_ratios": [1, 1.2
 along = over_seeds("along")
 episodes = np.arange(len(along[0])) * 24 // max(1, len(along[0]) - 1)
 for key, label, colour in (("proxy", "proxy, trained on", COLOURS[1]),
-                           ("other", "another reward model", COLOURS[3]),
+                           ("other", "a second reward model", COLOURS[3]),
                            ("true_reward", "true reward", "black")):
-    value, half = bars([[seen[key] for seen in step] for step in zip(*along, strict=True)])
-    axes[0].errorbar(episodes, value, yerr=half, color=colour, marker="o", markersize=3,
-                     linewidth=1.2, elinewidth=0.8, label=label)
+    plot_curve(axes[0], [episodes], [[seen[key] for seen in run] for run in along], colour, label)
 axes[0].set(xlabel="episode", ylabel="reward of held-out answers",
             title=f"PPO on {NAMES['few']}, kl_coeff {least:g}")
 axes[0].legend(loc="upper left")
@@ -333,8 +350,9 @@ axes[1].set(xlabel="true reward of held-out answers", ylim=(len(CURES) - 0.4, -1
             xlim=(None, limit_true[-1] + 0.5))
 lesson.figure("cures", figure, "Left: the score of the proxy ends at "
               f"{mean(run[-1]['proxy'] for run in along):.1f}, the true reward at "
-              f"{mean(untreated):.2f}, and another reward model does not object. Right: each cure "
-              "on the same PPO run (seeds as dots; bars: 95% intervals).")
+              f"{mean(untreated):.2f}, and a second reward model, of other pairs, does not object. "
+              "Right: each cure on the same PPO run (seeds as dots; bands and bars: 95% "
+              "intervals).")
 
 rows, single = [], over_seeds("ensembles", "one", "best_of_n")
 for name, title in (("one", "one of them"), ("mean", "mean of 3"), ("minimum", "minimum of 3")):
