@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from lessons.articles import slug
-from lessons.course import LESSONS, NEEDED, names, title_and_question
+from lessons.course import LESSONS, NEEDED, names, results_of, title_and_question
 from lessons.playground import READER, filled, playground
 from lessons.start import MODELS
 from minigpt.disk import write_atomically
 from minigpt.errors import UserError
 
-RUNS = LESSONS / "07_over_optimisation" / "runs.json"
 SITE = LESSONS / "site"
 
 
@@ -41,7 +40,8 @@ def page() -> str:
         style=(READER / "style.css").read_text(encoding="utf-8") + code_colours(),
         reader=(READER / "reader.js").read_text(encoding="utf-8"),
         sliders=(READER / "sliders.js").read_text(encoding="utf-8"),
-        runs=json.dumps(json.loads(RUNS.read_text(encoding="utf-8")), separators=(",", ":")),
+        runs=json.dumps(results_of("07_over_optimisation")["experiments"]["data"]["frontier"],
+                        separators=(",", ":")),
         navigation="\n".join(f'<li><a href="#{name}">'
                              f'{html.escape(title_and_question(name)[0])}</a></li>'
                              for name in names()),

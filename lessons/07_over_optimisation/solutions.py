@@ -9,7 +9,7 @@ from statistics import mean
 import torch
 
 from lessons.course import Lesson
-from lessons.limit import Frontier, best_of_n_kl
+from lessons.limit import best_of_n_kl
 from lessons.start import LONGEST_ANSWER, PPO, starting_point
 from minigpt import generate
 from minigpt.evaluation import kl_to_reference, sample_responses
@@ -25,16 +25,17 @@ biased = starting_point(quick=lesson.quick, preference_rows=pairs, length_bias=4
 world, prompts = few.world, few.world.heldout_prompts
 
 # %% [markdown]
-# The pool of the lesson: SFT answers to every held-out prompt, and numbers about them, (prompts, answers).
+# The pool: SFT answers to every held-out prompt, and numbers about them, (prompts, answers).
 
 # %%
 texts = [[answer.text for answer in generate(few.sft, [prompt] * pool_size, longest, seed=number)]
-         for number, prompt in enumerate(prompts)]
+         for number, prompt in enumerate(lesson.progress(prompts, "prompts"))]
 
 
 def of_each(value):
-    return torch.tensor([[value(prompt, text) for text in row] for prompt, row in zip(prompts, texts, strict=True)],
-                        dtype=torch.float64)
+    rows = [[value(prompt, text) for text in row]
+            for prompt, row in zip(prompts, texts, strict=True)]
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 def scores_of(model):
@@ -53,7 +54,8 @@ def at(scores, beta, *values):
     return [float(kl), *(float((log_weights.exp() * value).sum(-1).mean()) for value in values)]
 
 
-true, words = of_each(world.true_reward), of_each(lambda prompt, text: world.judge(prompt, text).words)
+true = of_each(world.true_reward)
+words = of_each(lambda prompt, text: world.judge(prompt, text).words)
 length = of_each(lambda prompt, text: len(text.encode()) + 1) / 10
 few_scores, biased_scores = scores_of(few.reward), scores_of(biased.reward)
 
@@ -63,21 +65,25 @@ few_scores, biased_scores = scores_of(few.reward), scores_of(biased.reward)
 
 # %%
 class Length(RewardModel):
-    """As a reward: a tenth of the response's bytes, EOS included.  Its weights serve only to start PPO's value model."""
+    """As a reward: a tenth of the response's bytes, EOS included.
+
+    Its weights serve only to start PPO's value model.
+    """
 
     def rewards(self, batch):
         return batch.response_masks.sum(-1).float() / 10
 
 
 def ppo(reward, kl_coeff):
-    """A policy trained against this reward: its KL, true reward, words and share of finished answers."""
+    """A policy trained against this reward: what it says, in numbers, and one example."""
     policy = few.fresh_policy()
-    recipe = {**PPO, "num_episodes": episodes, "batch_size": batch_size, "max_new_tokens": longest, "kl_coeff": kl_coeff}
-    ppo_training(policy, few.sft, reward, world.prompts, **recipe)
+    recipe = {**PPO, "num_episodes": episodes, "batch_size": batch_size, "max_new_tokens": longest}
+    ppo_training(policy, few.sft, reward, world.prompts, **recipe | {"kl_coeff": kl_coeff})
     asked, answers = sample_responses(policy, prompts, samples, longest, 0)
     said = [answer.text for answer in answers]
     return {"kl": kl_to_reference(policy, few.sft, asked, answers)["kl_nats_per_response"],
-            "true": mean(map(world.true_reward, asked, said)), "length": mean(len(answer.ids) for answer in answers),
+            "true": mean(map(world.true_reward, asked, said)),
+            "length": mean(len(answer.ids) for answer in answers),
             "finished": mean(answer.finished for answer in answers),
             "example": generate(policy, prompts[:1], longest, greedy=True)[0].text}
 
@@ -104,10 +110,12 @@ n = lesson.pick(64, 4)
 in_bytes = of_each(lambda prompt, text: len(text.encode()))
 above = (few_scores > few_scores.mean(-1, keepdim=True)).double()
 rows = [["no ties: log n - (n - 1) / n", f"{math.log(n) - (n - 1) / n:.2f}"]]
-for name, values in (("reward model", few_scores), ("longest answer", in_bytes), ("true reward", true),
-                     ("above the mean or not", above)):
+ways = {"reward model": few_scores, "longest answer": in_bytes, "true reward": true,
+        "above the mean or not": above}
+for name, values in ways.items():
     rows.append([name, f"{mean(best_of_n_kl(row, n) for row in values):.2f}"])
-lesson.table("bon", ["the best of n by", f"KL for n = {n}"], rows)
+lesson.table("bon", ["the best of n by", f"KL for n = {n}"], rows,
+             title="What choosing costs")
 lesson.number("bon_formula", rows[0][1])
 lesson.number("bon_model", rows[1][1])
 lesson.number("bon_truth", rows[3][1])
@@ -116,26 +124,30 @@ lesson.number("above_mean", float(above.mean()), ".2f")
 
 # %% [markdown]
 # ## 3. A penalty for length
-# The labels of the biased proxy gave 4 points for each 10 words, divided by the temperature of the annotators.
+# The labels of the biased proxy gave 4 points for 10 words, divided by the annotators' temperature.
 
 # %%
 exact = 4.0 / 10 / world.config.temperature
 lesson.number("penalty_exact", exact, ".2f")
-columns = torch.stack([true, words], -1)  # what the proxy learned of both: least squares within each prompt
-columns, centred = columns - columns.mean(1, keepdim=True), biased_scores - biased_scores.mean(1, keepdim=True)
+# what the proxy learned of both: least squares within each prompt
+columns = torch.stack([true, words], -1)
+columns = columns - columns.mean(1, keepdim=True)
+centred = biased_scores - biased_scores.mean(1, keepdim=True)
 weights = torch.linalg.lstsq(columns.flatten(0, 1), centred.flatten()[:, None]).solution[:, 0]
 lesson.number("learned_true", float(weights[0]), ".2f")
 lesson.number("learned_words", float(weights[1]), ".2f")
 lesson.number("asked_true", 1 / world.config.temperature, ".2f")
-limit, rows, best = Frontier(true), [], {}
+rows, best = [], {}
 for penalty in (0.0, float(weights[1]), exact, 2.0, 4.0):
     penalised = biased_scores - penalty * words
     curve = [at(penalised, beta, true, words) for beta in torch.logspace(1.5, -2, 80).tolist()]
     top, end = max(curve, key=lambda point: point[1]), curve[-1]
-    rows.append([f"{penalty:.2f}", f"{top[1]:.2f} at {top[0]:.1f}", f"{end[1]:.2f}", f"{end[2]:.1f}"])
+    rows.append([f"{penalty:.2f}", f"{top[1]:.2f} at {top[0]:.1f}", f"{end[1]:.2f}",
+                 f"{end[2]:.1f}"])
     best[penalty] = top[1], end[1], end[2]
-lesson.table("penalty", ["points off for each word", "best true reward, at KL", "true reward at the far end", "words there"],
-             rows)
+lesson.table("penalty", ["points off for each word", "best true reward, at KL",
+                         "true reward at the far end", "words there"], rows,
+             title="A penalty for length, against a proxy that likes it")
 lesson.number("penalty_none_end", best[0.0][1], ".2f")
 lesson.number("penalty_exact_end", best[exact][1], ".2f")
 lesson.number("penalty_exact_best", best[exact][0], ".2f")
@@ -146,7 +158,8 @@ lesson.number("penalty_learned_end", best[float(weights[1])][1], ".2f")
 
 # %% [markdown]
 # ## 4. Which beta spends one nat?
-# A prediction from the spread of the scores alone, the closed form, and PPO at the price that the closed form names.
+# A prediction from the spread of the scores alone, the closed form, and PPO at the price that the
+# closed form names.
 
 # %%
 budget = 1.0
@@ -177,10 +190,12 @@ for bias in (0.0, 4.0):
         values = scores_of(start.reward)
         curve = [at(values, beta, true, words) for beta in torch.logspace(1.5, -2, 80).tolist()]
         top, end = max(curve, key=lambda point: point[1]), curve[-1]
-        rows.append([f"{count:,}", f"{bias:g}", f"{top[1]:.2f} at {top[0]:.1f}", f"{end[1]:.2f}", f"{end[2]:.1f}"])
+        rows.append([f"{count:,}", f"{bias:g}", f"{top[1]:.2f} at {top[0]:.1f}",
+                     f"{end[1]:.2f}", f"{end[2]:.1f}"])
         name = f"{'biased' if bias else 'honest'}_{'more' if count > pairs else 'few'}"
         lesson.number(f"{name}_best", top[1], ".2f")
         lesson.number(f"{name}_end", end[1], ".2f")
-lesson.table("labels", ["pairs", "length bias", "best true reward, at KL", "true reward at the far end", "words there"],
-             rows)
+lesson.table("labels", ["pairs", "length bias", "best true reward, at KL",
+                        "true reward at the far end", "words there"], rows,
+             title="More labels of the same annotators")
 lesson.done()

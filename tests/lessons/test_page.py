@@ -1,5 +1,6 @@
 """The reader is made of the articles as they are, and needs nothing from outside."""
 
+import json
 import re
 from html.parser import HTMLParser
 
@@ -47,6 +48,15 @@ def test_the_page_is_made_of_the_articles_as_they_are(text):
 def test_every_lesson_is_a_section(parsed):
     assert {"start", "loss-plot", "frontier-plot", "playground", *names()} <= set(parsed.ids)
     assert len(parsed.ids) == len(set(parsed.ids))
+
+
+def test_the_slider_of_lesson_7_has_its_runs_and_both_closed_forms(text):
+    found = json.loads(re.search(r'id="runs">(.+?)</script>', text)[1])
+    assert {run["method"] for run in found["runs"]} == {"DPO", "PPO", "best of n"}
+    assert {"strength", "kl", "true_reward"} <= set.intersection(*map(set, found["runs"]))
+    lengths = {len(found[curve][name]) for curve in ("limit", "proxy_optimum")
+               for name in ("beta", "kl", "true_reward")}
+    assert len(lengths) == 1
 
 
 def test_every_link_within_the_page_and_to_a_file_leads_somewhere(parsed):
