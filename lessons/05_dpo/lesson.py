@@ -17,7 +17,7 @@ from minigpt.plots import COLOURS, running_mean
 lesson = Lesson("05_dpo")
 start = starting_point(quick=lesson.quick)
 world = start.world
-pairs = world.preferences[:lesson.pick(2000, 32)]
+pairs = world.preferences[:lesson.pick(4000, 32)]
 
 # %% [markdown]
 # ## What DPO learns from
@@ -45,9 +45,9 @@ def train(beta):
     return policy, [json.loads(line) for line in log.splitlines()]
 
 
-policies, logs = {}, {}
+policies, logs = {"SFT": start.sft}, {}
 for beta in lesson.progress((8.0, 2.0, 0.5, 0.1), "values of beta"):
-    policies[beta], logs[beta] = train(beta)
+    policies[f"beta {beta:g}"], logs[beta] = train(beta)
 first_step = logs[2.0][0]
 lesson.number("loss_at_start", first_step["loss"], ".4f")
 lesson.number("margin_at_start", first_step["rewards/margins"], ".4f")
@@ -58,18 +58,18 @@ lesson.number("margin_at_start", first_step["rewards/margins"], ".4f")
 
 # %%
 rows = []
-for name, policy in {"SFT": start.sft, **policies}.items():
+for name, policy in policies.items():
     said = start.measure(policy)
     accuracy = evaluate_preference_accuracy(policy, start.sft, world.heldout_preferences)
     rows.append([name, f"{said['kl_nats_per_response']:.2f}", f"{accuracy:.2f}",
                  f"{said['true_reward']:+.2f}"])
-lesson.table("betas", ["beta", "KL (nats)", "accuracy on held-out pairs", "true reward"], rows,
-             title="A low beta lets the policy go far. It still ranks well, but it writes badly")
+lesson.table("betas", ["policy", "KL (nats)", "accuracy on held-out pairs", "true reward"], rows,
+             title="How far each policy went, how well it ranks, and how well it writes")
 
 prompt = "In a sentence: Name the capital of Norway."
 answers = [[name, generate(policy, [prompt], LONGEST_ANSWER, greedy=True)[0].text]
-           for name, policy in {"SFT": start.sft, **policies}.items()]
-lesson.table("answers", ["beta", "most likely answer"], answers, title=f"Asked: {prompt}")
+           for name, policy in policies.items()]
+lesson.table("answers", ["policy", "most likely answer"], answers, title=f"Asked: {prompt}")
 
 # %% [markdown]
 # ## Both log-probabilities fall
