@@ -67,9 +67,10 @@ lesson.table("betas", ["policy", "KL (nats)", "accuracy on held-out pairs", "tru
              title="How far each policy went, how well it ranks, and how well it writes")
 
 prompt = "In a sentence: Name the capital of Norway."
-answers = [[name, generate(policy, [prompt], LONGEST_ANSWER, greedy=True)[0].text]
-           for name, policy in policies.items()]
-lesson.table("answers", ["policy", "most likely answer"], answers, title=f"Asked: {prompt}")
+answers = [[name, *(generate(policy, [prompt], LONGEST_ANSWER, greedy=greedy, seed=0)[0].text
+                    for greedy in (True, False))] for name, policy in policies.items()]
+lesson.table("answers", ["policy", "most likely answer", "a sampled answer"], answers,
+             title=f"Asked: {prompt}")
 
 # %% [markdown]
 # ## Both log-probabilities fall
