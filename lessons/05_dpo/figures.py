@@ -47,42 +47,36 @@ lesson.number("parameters", f"{settings['parameters']:,}")
 lesson.number("steps", str(len(sweep["2"][0]["losses"])))
 lesson.number("bayes", mean(bayes), ".2f")
 lesson.number("sft_reward", column(sft, "reward"), ".2f")
-lesson.number("sft_right", column(sft, "right"), ".2f")
 lesson.number("sft_broken", share(sft, "broken"), ".2f")
 for beta, runs in sweep.items():
     name = beta.replace(".", "_")
-    for figure, form in (("kl", ".2f" if float(beta) > 1 else ".1f"), ("reward", ".2f"),
-                         ("right", ".2f"), ("accuracy", ".3f"), ("chosen", ".2f")):
-        lesson.number(f"{figure}_at_{name}", column(runs, figure), form)
-    lesson.number(f"chosen_optimum_at_{name}", column(optimum[beta], "chosen"), ".1f")
+    lesson.number(f"kl_at_{name}", column(runs, "kl"), ".1f")
+    lesson.number(f"reward_at_{name}", column(runs, "reward"), ".2f")
+    lesson.number(f"accuracy_at_{name}", column(runs, "accuracy"), ".2f")
     for kind in ("flawless", "broken"):
         lesson.number(f"{kind}_at_{name}", share(runs, kind), ".2f")
         lesson.number(f"{kind}_optimum_at_{name}", share(optimum[beta], kind), ".2f")
 lesson.number("chosen_fell_at_2", column(sweep["2"], "chosen_fell"), ".2f")
-lesson.number("p_chosen_sft", column(sft, "p_chosen"), ".3f")
-lesson.number("p_chosen_at_2", column(sweep["2"], "p_chosen"), ".3f")
-for name in ("reward", "accuracy", "p_chosen"):
-    after, low = column(sweep["2"], name), column(sweep["0.1"], name)
-    lesson.number(f"{name}_gain_at_2", minus(after, column(sft, name)), "+.3f")
-    lesson.number(f"{name}_2_over_0_1", minus(after, low), "+.3f")
-    lesson.number(f"{name}_2_over_8", minus(after, column(sweep["8"], name)), "+.3f")
-    lesson.number(f"{name}_2_over_0_5", minus(after, column(sweep["0.5"], name)), "+.3f")
-lesson.number("broken_gain_at_2", minus(share(sweep["2"], "broken"), share(sft, "broken")), "+.2f")
+lesson.number("reward_change_at_0_1", minus(column(sweep["0.1"], "reward"), column(sft, "reward")),
+              "+.2f")
+for name, form in (("reward", ".2f"), ("accuracy", ".2f")):
+    for beta in ("0.1", "8"):
+        lesson.number(f"{name}_2_over_{beta.replace('.', '_')}",
+                      minus(column(sweep["2"], name), column(sweep[beta], name)), form)
+lesson.number("p_chosen_sft", mean(column(sft, "p_chosen")), ".3f")
+lesson.number("p_chosen_at_2", mean(column(sweep["2"], "p_chosen")), ".3f")
+lesson.number("p_chosen_change_at_2", minus(column(sweep["2"], "p_chosen"),
+                                            column(sft, "p_chosen")), ".3f")
 small = lesson.kept("small_loss")
 for name in ("kl", "reward"):
-    lesson.number(f"{name}_small_loss", column(small, name), ".2f")
     lesson.number(f"{name}_small_loss_change",
                   minus(column(small, name), column(sweep["2"], name)), "+.2f")
-lesson.number("accuracy_reward_model", lesson.kept("reward_model"), ".3f")
+lesson.number("accuracy_reward_model", lesson.kept("reward_model"), ".2f")
 lesson.number("accuracy_below_reward_model",
-              minus(lesson.kept("reward_model"), column(sweep["2"], "accuracy")), "+.3f")
-for lr, runs in rates.items():
-    name = lr.replace("-0", "")
-    lesson.number(f"loss_lr_{name}", last_losses(runs), ".2f")
-    for figure, form in (("reward", ".2f"), ("accuracy", ".3f"), ("kl", ".3f")):
-        lesson.number(f"{figure}_lr_{name}", column(runs, figure), form)
-lesson.number("reward_gain_lr_1e6", minus(column(rates["1e-06"], "reward"), column(sft, "reward")),
-              "+.2f")
+              minus(lesson.kept("reward_model"), column(sweep["2"], "accuracy")), ".3f")
+slow = rates["1e-06"]
+lesson.number("reward_change_lr_1e6", minus(column(slow, "reward"), column(sft, "reward")), ".2f")
+lesson.number("margin_lr_1e6", minus(column(slow, "chosen"), column(slow, "rejected")), ".2f")
 lesson.number("few", str(settings["few"]))
 lesson.number("passes", str(settings["passes"][-1]))
 for name, values in memory.items():
@@ -90,7 +84,7 @@ for name, values in memory.items():
 
 # %% Tables
 
-forms = {"kl": ".2f", "accuracy": ".2f", "reward": ".2f", "right": ".2f", "bytes": ".0f"}
+forms = {"kl": ".1f", "accuracy": ".2f", "reward": ".2f", "right": ".2f", "bytes": ".0f"}
 rows = [["SFT", "0", "0.5", *(spread(column(sft, name), forms[name])
                               for name in ("reward", "right", "bytes"))]]
 rows += [[beta, *(spread(column(runs, name), form) for name, form in forms.items())]
@@ -107,7 +101,7 @@ lesson.table("slopes", ["beta", "optimum, 1 / (T beta)", "measured"],
 lesson.table("rates", ["learning rate", "loss, last 10 steps", "KL (nats)", "accuracy, held out",
                        "true reward"],
              [[lr.replace("-0", "-"), spread(last_losses(rates[lr]), ".2f"),
-               *(spread(column(rates[lr], name), ".2f") for name in ("kl", "accuracy", "reward"))]
+               *(spread(column(rates[lr], name), form) for name, form in list(forms.items())[:3])]
               for lr in sorted(rates, key=float)])
 
 # %% Figures
@@ -134,16 +128,20 @@ for axis, name, label in zip(axes, ("kl", "accuracy", "reward"), (
     axis.set(xlabel="beta", ylabel=label, xscale="log", xticks=xs, xticklabels=BETAS)
     axis.minorticks_off()
 axes[0].set_yscale("log")
+axes[0].set_yticks([0.3, 1, 3, 10, 30], ["0.3", "1", "3", "10", "30"])
+axes[0].minorticks_off()
 axes[1].set_ylim(0.5, 1)
 axes[1].axhline(mean(bayes), color="grey", linestyle=":")
 axes[1].text(xs[0], mean(bayes) + 0.008, "the true reward itself", fontsize=8, color="#444444")
 level = mean(column(sft, "reward"))
 axes[2].axhline(level, color="grey", linestyle=":")
 axes[2].text(xs[-1], level + 0.05, "SFT", fontsize=8, color="#444444", ha="right")
-low, best = mean(column(sweep["0.1"], "reward")), mean(column(sweep["2"], "reward"))
-lesson.figure("sweep", figure, "The lower beta is, the further the policy goes (left). Its accuracy "
-              f"hardly changes (middle), but at beta 0.1 its own answers are worth {low:.1f}, at "
-              f"beta 2 {best:.1f} (right). Bars: 95% confidence intervals over {len(sft)} seeds.")
+drops = [mean(column(sweep["2"], name)) - mean(column(sweep["0.1"], name))
+         for name in ("accuracy", "reward")]
+lesson.figure("sweep", figure, "The lower beta is, the further the policy goes (left). From beta 2 "
+              f"down to 0.1 its accuracy falls by only {drops[0]:.2f} (middle), but the true reward "
+              f"of its own answers by {drops[1]:.1f} (right). Bars: 95% confidence intervals over "
+              f"{len(sft)} seeds.")
 
 figure, axis = lesson.panels(height=4.0)
 rows = [("SFT", sft)]
@@ -169,8 +167,8 @@ figure, axis = lesson.panels()
 for (name, values), colour in zip(memory.items(), (COLOURS[1], COLOURS[0]), strict=True):
     bars(axis, settings["passes"], values, color=colour, label=name)
 axis.axhline(mean(bayes), color="grey", linestyle=":")
-axis.text(settings["passes"][0], mean(bayes) + 0.007, "the true reward itself", fontsize=8,
-          color="#444444")
+axis.text(settings["passes"][-1], mean(bayes) - 0.022, "the true reward itself", fontsize=8,
+          color="#444444", ha="right")
 axis.set(xlabel=f"passes over {settings['few']} pairs", ylabel="preference accuracy",
          xscale="log", ylim=(0.5, 1.02), xticks=settings["passes"],
          xticklabels=settings["passes"])
