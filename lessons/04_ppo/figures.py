@@ -131,8 +131,8 @@ axes[2].set(title="How far it went", ylabel="KL, nats per response")
 for axis in axes:
     axis.legend(loc="best")
 lesson.figure("climb", figure, "Mean of five seeds and its 95 % interval, on training prompts. "
-              "With the penalty, score and true reward rise together and the KL levels off. Without "
-              "it the score rises further, while the true reward falls and the KL grows.")
+              "With the penalty, score and true reward rise together and the KL levels off. "
+              "Without it the score rises further, while the true reward falls and the KL grows.")
 lesson.number("no_kl_cost", against("long", "long_no_kl"), ".1f")
 lesson.number("no_kl_proxy_gain", against("long_no_kl", "long", "proxy"), ".1f")
 lesson.number("no_kl_least_kl", min(of("long_no_kl", "kl_nats_per_response")), ".0f")
@@ -262,6 +262,6 @@ axes[0].legend(loc="upper left")
 for axis in axes:
     axis.set_xticks(range(len(POLICIES)), POLICIES.values(), fontsize=7.5)
 lesson.figure("estimators", figure, "Left: five seeds and 95 % intervals. k1 and k3 have the "
-              "right mean everywhere, k2 has not. Right: each dot is a seed. Far from the reference "
-              "k3 is noisier than k1.")
+              "right mean everywhere, k2 has not. Right: each dot is a seed. Far from the "
+              "reference k3 is noisier than k1.")
 lesson.done()
