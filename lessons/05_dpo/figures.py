@@ -24,6 +24,11 @@ def share(runs, kind):
     return [run["kinds"][KINDS.index(kind)] for run in runs]
 
 
+def kl_of(runs):
+    values = column(runs, "kl")
+    return spread(values, ".1f" if mean(values) > 1 else ".2f")
+
+
 def last_losses(runs):
     return [mean(run["losses"][-10:]) for run in runs]
 
@@ -50,7 +55,7 @@ lesson.number("sft_reward", column(sft, "reward"), ".2f")
 lesson.number("sft_broken", share(sft, "broken"), ".2f")
 for beta, runs in sweep.items():
     name = beta.replace(".", "_")
-    lesson.number(f"kl_at_{name}", column(runs, "kl"), ".1f")
+    lesson.number(f"kl_at_{name}", kl_of(runs))
     lesson.number(f"reward_at_{name}", column(runs, "reward"), ".2f")
     lesson.number(f"accuracy_at_{name}", column(runs, "accuracy"), ".2f")
     for kind in ("flawless", "broken"):
@@ -84,10 +89,10 @@ for name, values in memory.items():
 
 # %% Tables
 
-forms = {"kl": ".1f", "accuracy": ".2f", "reward": ".2f", "right": ".2f", "bytes": ".0f"}
+forms = {"accuracy": ".2f", "reward": ".2f", "right": ".2f", "bytes": ".0f"}
 rows = [["SFT", "0", "0.5", *(spread(column(sft, name), forms[name])
                               for name in ("reward", "right", "bytes"))]]
-rows += [[beta, *(spread(column(runs, name), form) for name, form in forms.items())]
+rows += [[beta, kl_of(runs), *(spread(column(runs, name), form) for name, form in forms.items())]
          for beta, runs in sweep.items()]
 lesson.table("sweep", ["beta", "KL (nats)", "accuracy, held out", "true reward", "right answers",
                        "bytes"], rows)
@@ -100,8 +105,8 @@ lesson.table("slopes", ["beta", "optimum, 1 / (T beta)", "measured"],
                spread(column(runs, "slope"), ".2f")] for beta, runs in sweep.items()])
 lesson.table("rates", ["learning rate", "loss, last 10 steps", "KL (nats)", "accuracy, held out",
                        "true reward"],
-             [[lr.replace("-0", "-"), spread(last_losses(rates[lr]), ".2f"),
-               *(spread(column(rates[lr], name), form) for name, form in list(forms.items())[:3])]
+             [[lr.replace("-0", "-"), spread(last_losses(rates[lr]), ".2f"), kl_of(rates[lr]),
+               *(spread(column(rates[lr], name), ".2f") for name in ("accuracy", "reward"))]
               for lr in sorted(rates, key=float)])
 
 # %% Figures
