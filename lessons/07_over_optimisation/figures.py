@@ -238,7 +238,7 @@ for method in ("DPO", "PPO"):
                   difference(score_of_broken(method, hardest), sft_minds), "+.1f")
     lesson.number(f"{method.lower()}_proxy_over_sft",
                   difference(of_runs(method, hardest, "proxy"), of_runs("best of n", 1, "proxy")),
-                  "+.1f")
+                  ".1f")
     excess = [run["broken"] for run in of_runs(method, hardest, "optimum")]
     lesson.number(f"{method.lower()}_broken_over_optimum",
                   difference(of_runs(method, hardest, "broken"), excess), "+.2f")
@@ -247,6 +247,14 @@ shares = {method: mean(of_runs(method, strengths[-1], "broken"))
 lesson.figure("broken", figure, "Left: broken answers hold a word that does not exist, or do not "
               f"end. At the hardest setting {shares['DPO']:.0%} of DPO's and {shares['PPO']:.0%} "
               "of PPO's are. Right: what the proxy gives broken answers beyond whole ones.")
+
+titles = {"SFT": "SFT", "DPO": f"DPO, beta {STRENGTHS['DPO'][-1]:g}",
+          "few": f"PPO, kl_coeff {STRENGTHS['PPO'][-1]:g}"}
+# the last of four sampled answers to the last prompt of seed 0: in the full run all are broken
+last = {name: row for _, name, *row in SEEDS[0]["samples"]}
+lesson.table("samples", ["policy", "a broken answer", "proxy", "true reward"],
+             [[title, last[name][0], f"{last[name][1]:+.1f}", f"{last[name][2]:+.1f}"]
+              for name, title in titles.items()])
 
 # --- what is hacked ------------------------------------------------------------------------------
 
@@ -262,12 +270,6 @@ for name, title in POLICIES.items():
     for key, text in cells.items():
         lesson.number(f"ppo_{name}_{key}", text)
 lesson.table("hacked", ["policy", *(title for title, _ in MEASURES.values())], rows)
-
-titles = {"SFT": "SFT", "few": POLICIES["few"], "biased": POLICIES["biased"]}
-likeliest = [row for row in SEEDS[0]["samples"][::5] if row[1] in titles]
-lesson.table("samples", ["prompt", "policy", "most likely answer", "its proxy", "its true reward"],
-             [[prompt, titles[name], text, f"{score:+.1f}", f"{true:+.1f}"]
-              for prompt, name, text, score, true in likeliest])
 
 figure, axes = lesson.panels(2, height=3.4)
 for axis, key, ylabel in zip(axes, ("words", "right"),
@@ -321,7 +323,7 @@ for key, (rewards, kls) in found.items():
     lesson.number(f"cure_{name}_gain", gain, "+.2f")
 lesson.table("cures", ["cure", "KL", "true reward", "gain over nothing"], rows)
 best_over_firm = difference(found["best_of_16"][0], found["firm"][0])
-lesson.number("best_of_16_over_firm", best_over_firm, "+.2f")
+lesson.number("best_of_16_over_firm", best_over_firm, ".2f")
 for judge in ("true_reward", "other"):
     lesson.number(f"stop_{judge}", ", ".join(map(str, over_seeds("stops", judge))))
 for pairs in ("same pairs", "other pairs"):
