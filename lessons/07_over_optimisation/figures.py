@@ -71,9 +71,9 @@ draw_pipeline(axis, {
     "reference": Box(0, 2, "SFT model\n(reference)", "frozen"), "kl": Box(1, 2, "KL", "data"),
     "loss": Box(2, 2, "advantages\nand losses", "data"),
     "value": Box(3, 2, "value model\n(baseline)", "trained")},
-    [("truth", "pairs", "labels"), ("pairs", "proxy", "taught"), ("prompts", "policy", ""),
+    [("truth", "pairs", "labels"), ("pairs", "proxy", "teach"), ("prompts", "policy", ""),
      ("policy", "answers", "samples"), ("answers", "proxy", "read"),
-     ("policy", "kl", "log-probs"), ("reference", "kl", "log-probs"), ("kl", "loss", "price"),
+     ("policy", "kl", "log p"), ("reference", "kl", "log p"), ("kl", "loss", "price"),
      ("proxy", "loss", "score"), ("value", "loss", ""), ("loss", "value", "gradient"),
      ("loss", "policy", "gradient")])
 lesson.figure("pipeline", figure, "PPO holds four models and trains two of them. The true reward "
