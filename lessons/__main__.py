@@ -8,8 +8,7 @@ import runpy
 import sys
 from collections.abc import Sequence
 
-from lessons.articles import run_times
-from lessons.course import LESSONS, find, names, title_and_question
+from lessons.course import LESSONS, find, names, run_times, title_and_question
 from lessons.exercises import check
 from minigpt.command import run_command
 
@@ -18,10 +17,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m lessons", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lesson", nargs="?", help="number or name (default: list them)")
-    parser.add_argument("--experiments", action="store_true",
-                        help="make all numbers and figures of its article, in minutes")
-    parser.add_argument("--solutions", action="store_true",
-                        help="run the worked solutions of its exercises")
+    scripts = parser.add_mutually_exclusive_group()
+    scripts.add_argument("--experiments", action="store_true",
+                         help="make all numbers and figures of its article, in minutes")
+    scripts.add_argument("--solutions", action="store_true",
+                         help="run the worked solutions of its exercises")
     parser.add_argument("--quick", action="store_true",
                         help="seconds instead of minutes, with meaningless results")
     parser.add_argument("--check", nargs="?", const="", metavar="FILE",
@@ -47,9 +47,9 @@ def main(argv: Sequence[str] | None = None) -> None:
               f"\npython -m lessons 05 --check checks what you wrote in {folder}/exercise.py")
         return
     os.environ["LESSONS_QUICK"] = "1" if options.quick else "0"
-    scripts = ("solutions",) if options.solutions else \
+    chosen = ("solutions",) if options.solutions else \
         ("experiments", "figures") if options.experiments else ("lesson",)
-    for script in scripts:
+    for script in chosen:
         runpy.run_path(str(LESSONS / find(options.lesson) / f"{script}.py"), run_name="__main__")
 
 

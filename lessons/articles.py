@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from lessons.canary import numbers_are_older
-from lessons.course import LESSONS, names, results_of, title_and_question
+from lessons.course import LESSONS, names, results_of, run_times, title_and_question
 
 ROOT = LESSONS.parent
 MARKER = re.compile(r"<!-- (table|figure|code|age) (.+?) -->(.*?)<!-- / -->", re.DOTALL)
@@ -117,18 +117,6 @@ def list_of_lessons() -> list[list[str]]:
         title, question = title_and_question(name)
         rows.append([f"[{title}]({name}/README.md)", question, *run_times(name)])
     return rows
-
-
-def run_times(name: str) -> list[str]:
-    """How long each script of a lesson that trains takes; "" for one that it does not have."""
-    results = results_of(name)
-    return [run_time(results[script]["seconds"]) if script in results else ""
-            for script in ("lesson", "experiments", "solutions")]
-
-
-def run_time(seconds: int) -> str:
-    """47 -> "47 s", 360 -> "6 min"."""
-    return f"{seconds} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def as_table(rows: list[list[str]]) -> str:

@@ -205,6 +205,18 @@ def results_of(name: str) -> dict[str, dict[str, Any]]:
             for script, path in paths.items() if path.exists()}
 
 
+def run_times(name: str) -> list[str]:
+    """How long each script of a lesson that trains takes; "" for one that it does not have."""
+    results = results_of(name)
+    return [run_time(results[script]["seconds"]) if script in results else ""
+            for script in ("lesson", "experiments", "solutions")]
+
+
+def run_time(seconds: int) -> str:
+    """47 -> "47 s", 360 -> "6 min"."""
+    return f"{seconds} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
 def scripts_of(name: str) -> list[str]:
     """The scripts that a lesson has."""
     return [script for script in SCRIPTS if (LESSONS / name / f"{script}.py").exists()]

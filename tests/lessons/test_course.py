@@ -6,8 +6,8 @@ import pytest
 
 import lessons.articles
 from lessons.__main__ import main
-from lessons.articles import excerpt, render, run_time, run_times, slug, with_numbers
-from lessons.course import find, fingerprint, names, results_of, spread
+from lessons.articles import excerpt, render, slug, with_numbers
+from lessons.course import find, fingerprint, names, results_of, run_time, run_times, spread
 from minigpt.errors import UserError
 
 RESULTS = {"numbers": {"accuracy": "0.93 ± 0.01"},
