@@ -53,7 +53,7 @@ def drift_costs(token_rewards):
                 "the penalty rewards drift, and the policy will go as far as it can.")
     if near(found[:, 2], torch.zeros(B)) and not near(found[ROWS, LAST], SCORES - 0.5):
         return ("the whole price stands on the last token. The sum is the same, but each token "
-                "should pay for its own log-ratio, where it can still be told which one was dear.")
+                "should pay for its own log-ratio, so that it still shows which one was expensive.")
     if near(found[ROWS, LAST], SCORES):
         return ("the last token gets the score and pays no KL: the score is added to its price, "
                 "and does not replace it.")
@@ -65,8 +65,8 @@ def drift_costs(token_rewards):
 def unlikely_tokens_earn(token_rewards):
     if not near(token_rewards(SCORES, REF - 1, REF, MASK, 0.5)[0, 1:3], torch.tensor([0.5, 0.5])):
         return ("a token less likely than under the reference has a negative log-ratio and earns "
-                "beta times it; yours does not. The price is the plain log-ratio, no size and no "
-                "square: only its mean is a KL.")
+                "beta times it; yours does not. The price is the plain log-ratio, not its absolute "
+                "value or its square: only its mean is a KL.")
 
 
 def as_the_formula(token_rewards):

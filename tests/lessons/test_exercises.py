@@ -285,7 +285,7 @@ MISTAKES = {  # function: (of the sentence that it gets, what somebody wrote)
         ("the whole price stands", all_kl_at_the_end),
         ("does not replace it", score_in_place_of_kl),
         ("pays beta = 0.5", paid_at(last_column, kl_coeff=2.0)),
-        ("no size and no square", size_for_log_ratio),
+        ("not its absolute value", size_for_log_ratio),
     ],
     "best_of_n_kl": [
         ("a difference of two powers", best_of(choose=lambda up_to, below, n: up_to**n)),
