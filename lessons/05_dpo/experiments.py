@@ -51,7 +51,7 @@ def kind_of(world, prompt, text):
 
 
 def look_at(start, policy, samples):
-    """True rewards and kinds of sampled answers to the held-out prompts: (prompts, samples) each."""
+    """True rewards and kinds of sampled answers to the held-out prompts: (prompts, samples) each."""  # noqa: E501
     prompts, answers = sample_responses(policy, start.world.heldout_prompts, samples,
                                         LONGEST_ANSWER, start.seed)
     texts = [(prompt, answer.text) for prompt, answer in zip(prompts, answers, strict=True)]
@@ -122,7 +122,7 @@ lesson.keep("sweep", sweep)
 lesson.keep("optimum", wanted)
 
 
-# Is beta a scale of the loss?  Divide the loss by 20, and the norm at which gradients are clipped --
+# Is beta a scale of the loss?  Divide the loss by 20, and the norm at which gradients are clipped
 
 def a_twentieth(policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps,
                 beta):

@@ -144,9 +144,9 @@ axes[2].text(xs[-1], level + 0.05, "SFT", fontsize=8, color="#444444", ha="right
 drops = [mean(column(sweep["2"], name)) - mean(column(sweep["0.1"], name))
          for name in ("accuracy", "reward")]
 lesson.figure("sweep", figure, "The lower beta is, the further the policy goes (left). From beta 2 "
-              f"down to 0.1 its accuracy falls by only {drops[0]:.2f} (middle), but the true reward "
-              f"of its own answers by {drops[1]:.1f} (right). Bars: 95% confidence intervals over "
-              f"{len(sft)} seeds.")
+              f"down to 0.1 its accuracy falls by only {drops[0]:.2f} (middle), but the true "
+              f"reward of its own answers by {drops[1]:.1f} (right). Bars: 95% confidence "
+              f"intervals over {len(sft)} seeds.")
 
 figure, axis = lesson.panels(height=4.0)
 rows = [("SFT", sft)]

@@ -107,7 +107,7 @@ def frontier(main, limits):
                   label=f"where {name}'s beta aims")
         for key in ("kl", "true_reward"):
             lesson.number(f"aim_{key}_{name.lower()}", of_seeds(aims, key), ".2f")
-    furthest = max(of_seeds(main, "PPO", "kl"))
+    furthest = max(of_seeds(main, "PPO", "kl") + of_seeds(main, "DPO", "kl"))
     axis.set(xlabel="KL from the SFT model (nats per response)", xlim=(-0.1, furthest + 0.3),
              ylabel="true reward (held-out prompts)",
              title=f"Same pairs, same start, three methods ({len(main)} seeds)")

@@ -116,8 +116,8 @@ right.set(xlabel="probability of the two answers in no pair", ylabel="loss, or o
 right.legend(loc="lower right")
 lesson.figure("pairs", figure, "Left: the distance falls as 1/N, and pairs from the reference must "
               f"be {constants['the reference'] / constants['all answers alike']:.1f} times as many "
-              "as pairs of all answers alike (mean of twenty seeds; the bands hold the middle 80 %). "
-              "Right: DPO's loss is flat in what it was not shown; RLHF's objective is not.")
+              "as pairs of all answers alike (mean of twenty seeds; the bands hold the middle "
+              "80 %). Right: DPO's loss is flat in what it was not shown; RLHF's objective is not.")
 
 # %% [markdown]
 # ## Labels that never err, and an optimum out of reach

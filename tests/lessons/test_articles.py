@@ -23,8 +23,6 @@ SECTIONS = ["The question", "The idea", "Run it", "The derivation", "The code", 
 PACKAGES = ("minigpt", "data", "sft", "reward", "ppo", "dpo", "lessons", "tests")
 of_every_article = pytest.mark.parametrize("path", ARTICLES, ids=lambda path: path.parent.name)
 of_every_lesson = pytest.mark.parametrize("name", names())
-of_every_reworked_lesson = pytest.mark.parametrize("name", [
-    name for name in names() if "experiments" in scripts_of(name)])
 of_every_script = pytest.mark.parametrize("name, script", [
     (name, script) for name in names() for script in scripts_of(name)])
 
@@ -69,7 +67,7 @@ def test_the_results_are_those_of_the_script_as_it_is(name, script):
         f"run python -m lessons.build {name}"
 
 
-@of_every_reworked_lesson
+@of_every_lesson
 def test_the_figures_are_of_the_experiments_as_they_are(name):
     results = results_of(name)
     assert results["figures"]["made_from"] == hash_of(results["experiments"]["data"]), \
@@ -103,7 +101,7 @@ def test_every_script_runs(name, scripts, tmp_path, monkeypatch):
             assert set(said.get(kind, [])) == set(in_article.get(kind, []))
 
 
-@of_every_reworked_lesson
+@of_every_lesson
 def test_a_lesson_is_short_enough_to_be_read_and_run(name):
     """The script on two screens, two minutes of one core."""
     script = (LESSONS / name / "lesson.py").read_text(encoding="utf-8").splitlines()
@@ -118,7 +116,7 @@ def prose(text: str) -> list[str]:
     return re.sub(r"^\|.*$", "", text, flags=re.MULTILINE).split()
 
 
-@of_every_reworked_lesson
+@of_every_lesson
 def test_an_article_is_short_and_soon_says_how_to_run_it(name):
     text = (LESSONS / name / "README.md").read_text(encoding="utf-8")
     assert len(prose(text.partition("\n## Exercises\n")[0])) <= 2500
@@ -145,8 +143,7 @@ def test_every_article_has_the_same_sections(name):
     """An appendix may stand before the last."""
     text = without_code((LESSONS / name / "README.md").read_text(encoding="utf-8"))
     sections = re.findall(r"^## (.+)$", text, re.MULTILINE)
-    assert [section for section in sections if section != "Appendix"] == SECTIONS \
-        or "experiments" not in scripts_of(name)
+    assert [section for section in sections if section != "Appendix"] == SECTIONS
     assert re.match(rf"# {int(name[:2])}\. \w", text)
 
 
