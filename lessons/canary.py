@@ -18,6 +18,7 @@ from lessons.course import LESSONS
 from lessons.start import BASE, DPO, MODELS, PPO, REWARD, SFT, SIZE, Start, starting_point
 from minigpt.checkpoint import load_checkpoint
 from minigpt.model import MiniGPT
+from minigpt.recipes import ADVANTAGE_SETTINGS
 from ppo.train import ppo_training
 from reward.start import fresh_reward_model
 from reward.train import RewardConfig, train_reward_model
@@ -26,6 +27,8 @@ from sft.train import sft_train
 
 RECIPES: dict[str, dict[str, Any]] = {"base": BASE, "sft": SFT, "reward": REWARD, "dpo": DPO,
                                       "ppo": PPO}
+WITHOUT_CRITIC = {name: {**PPO, "advantage": name, **settings}  # rloo, grpo: no model of them ships
+                  for name, settings in ADVANTAGE_SETTINGS.items()}
 CANARY_STEPS = 20
 CANARY = "canary.json"  # in the folder of a lesson
 TOLERANCE = 1e-3
@@ -33,12 +36,12 @@ TRAINED_IN = {"01": ["base"], "02": ["base", "sft"], "03": ["reward"], "04": ["p
               "05": ["dpo"], "06": ["reward", "dpo", "ppo"], "07": ["reward", "dpo", "ppo"],
               "08": ["sft", "reward", "dpo", "ppo"],
               "09": ["dpo", "ppo"],  # it has settings of its own: these are the nearest
-              "12": ["dpo"]}  # lesson -> recipes
+              "11": ["ppo", "rloo", "grpo"], "12": ["dpo"]}  # lesson -> recipes
 
 
 def canary_of(name: str, start: Start) -> list[float]:
-    """The losses of 20 steps of this model's training, from where it starts; of PPO, which samples
-    its own data, the mean score and the KL of three small episodes."""
+    """The losses of 20 steps of this model's training, from where it starts; of PPO and its
+    kin, which sample their own data, the mean score and the KL of three small episodes."""
     world = start.world
     task = load_task(RowsConfig(), world.config, start.seed)
     rows: Mapping[str, Any] = {"base": plain_text_rows(world.plain_text), "sft": task.sft_rows,
@@ -56,7 +59,7 @@ def canary_of(name: str, start: Start) -> list[float]:
         return dpo_train(start.fresh_policy(), start.sft, few, seed=start.seed, **DPO)[1]
     small = {"num_episodes": 3, "batch_size": 32, "minibatch_size": 16}
     _, scores, kls = ppo_training(start.fresh_policy(), start.sft, start.reward, world.prompts,
-                                  seed=start.seed, **PPO | small)
+                                  seed=start.seed, **(RECIPES | WITHOUT_CRITIC)[name] | small)
     return scores + kls
 
 

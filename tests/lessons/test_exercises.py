@@ -75,6 +75,8 @@ LIBRARY = {
     "kl_k1": minigpt.kl.kl_k1,
     "kl_k3": minigpt.kl.kl_k3,
     "optimum": lambda ref_logps, rewards, beta: (ref_logps + rewards / beta).log_softmax(-1),
+    "rloo_advantages": ppo.advantages.rloo_advantages,
+    "grpo_advantages": ppo.advantages.grpo_advantages,
     "ipo_loss": lambda margins, beta: ipo_loss(margins, *torch.zeros(3, len(margins)), beta)[0],
     "simpo_loss": lambda logps, lengths, beta, gamma:
         simpo_loss(*logps.unbind(1), *lengths.unbind(1), beta, gamma)[0],
@@ -325,6 +327,32 @@ MISTAKES = {  # function: (of the sentence that it gets, what somebody wrote)
             / (ref.exp() * (r / beta).exp()).sum(-1, keepdim=True)).log()),
         ("must keep it", lambda ref, r, beta: (ref.clamp(min=-20) + r / beta).log_softmax(-1)),
         ("no policy has more", lambda ref, r, beta: (ref + r / 0.5).log_softmax(-1)),
+    ],
+    "rloo_advantages": [
+        ("an advantage for each response", lambda scores: (scores - scores.mean(1, True)).mean(1)),
+        ("not the other way round", lambda scores: -ppo.advantages.rloo_advantages(scores)),
+        ("the k columns of a row", lambda scores: scores - scores.mean()),
+        ("what the best one gains", lambda scores: scores),
+        ("its own score among them", lambda scores: scores - scores.mean(1, keepdim=True)),
+        ("RLOO does not divide", ppo.advantages.grpo_advantages),
+        ("how many others are there?", lambda scores:
+            (scores - scores.mean(1, True)) * scores.shape[1]),
+        ("plain mean of the others", lambda scores: ppo.advantages.rloo_advantages(scores)
+            * scores.abs().amax(1, keepdim=True)),
+    ],
+    "grpo_advantages": [
+        ("an advantage for each response", lambda scores: scores.std(1)),
+        ("not the other way round", lambda scores: -ppo.advantages.grpo_advantages(scores)),
+        ("the k columns of a row", lambda scores: (scores - scores.mean()) / scores.std()),
+        ("what the best one gains", lambda scores: scores / (scores.std(1, True) + 1e-4)),
+        ("where is the division", lambda scores: scores - scores.mean(1, keepdim=True)),
+        ("not by its square", lambda scores: (scores - scores.mean(1, True))
+            / (scores.var(1, keepdim=True) + 1e-4)),
+        ("divides the sum of squares by k", lambda scores: (scores - scores.mean(1, True))
+            / (scores.std(1, correction=0, keepdim=True) + 1e-4)),
+        ("own score included", lambda scores:
+            ppo.advantages.rloo_advantages(scores) / (scores.std(1, keepdim=True) + 1e-4)),
+        ("0 / 0", lambda scores: (scores - scores.mean(1, True)) / scores.std(1, keepdim=True)),
     ],
     "ipo_loss": [
         ("a sum over the pairs", lambda D, beta: (D - 1 / (2 * beta)).square().sum()),
