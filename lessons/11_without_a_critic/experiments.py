@@ -16,8 +16,8 @@ from ppo.train import ppo_training
 lesson = Lesson("11_without_a_critic", "experiments")
 SEEDS = lesson.pick((0, 1, 2, 3, 4), (0, 1))
 EPISODES = lesson.pick(40, 2)
-LONGER = lesson.pick(86, 3)  # episodes without a value model that take as long as EPISODES of PPO
-ANSWERS = 48                  # in every rollout: to 48 prompts, or four to each of 12
+LONGER = lesson.pick({"rloo": 72, "grpo": 62}, {"rloo": 3, "grpo": 3})  # as long as PPO's EPISODES
+ANSWERS = 48  # in every rollout: to 48 prompts, or four to each of 12
 LONGEST = lesson.pick(LONGEST_ANSWER, 8)
 
 
@@ -45,8 +45,8 @@ RUNS = {
     "rloo": RLOO,
     "one_pass": {**RLOO, "ppo_epochs": 1},     # one step on each rollout: the ratio is always 1
     "grpo": GRPO,
-    "rloo_longer": {**RLOO, "num_episodes": LONGER},
-    "grpo_longer": {**GRPO, "num_episodes": LONGER},
+    "rloo_longer": {**RLOO, "num_episodes": LONGER["rloo"]},
+    "grpo_longer": {**GRPO, "num_episodes": LONGER["grpo"]},
     "grpo_verified": {**GRPO, "reward": "verify"},
 }
 
