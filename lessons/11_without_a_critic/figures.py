@@ -91,13 +91,13 @@ for place, name in enumerate(("ppo", "rloo", "grpo")):
         axis.errorbar(spent[-1] * (1.05 + 0.025 * place), mean(reward), half_width(reward),
                       color=COLOUR[name], marker="o", markersize=5, capsize=3)
 axes[0].set(xlabel="answers sampled", ylabel="true reward", title="the same number of answers")
-axes[1].set(xlabel="processor time (s)", title="the same processor time")
+axes[1].set(xlabel="processor time (s)", title="about the same processor time")
 axes[0].legend(loc="upper left")
 lesson.figure("equal", figure,
               f"From SFT's {spread(of('sft', 'true_reward'), '.2f')}, all three rise. Five seeds "
               "can tell neither RLOO nor GRPO from PPO, on equally many answers (left) or in "
-              "about the same processor time (right). Lines: rollouts on training prompts. "
-              "Points: the final policies on held-out prompts, with 95 % intervals.")
+              "about the same processor time (right). Smoothed lines: rollouts on training "
+              "prompts. Points: the final policies on held-out prompts, with 95 % intervals.")
 
 # %% [markdown]
 # ## The loss says nothing
