@@ -63,6 +63,13 @@ def token_rewards(scores, logps, ref_logps, mask, beta):
     return ppo.rollout.token_rewards(scores[:, None], kl, beta, last_column(mask))
 
 
+def best_and_worst(scores, finished):
+    best = scores.masked_fill(~finished, -math.inf).max(1)
+    worst = scores.masked_fill(~finished, math.inf).min(1)
+    columns = torch.stack([best.indices, worst.indices], 1)
+    return columns.masked_fill((best.values <= worst.values)[:, None], -1)
+
+
 LIBRARY = {
     "causal_attention": causal_attention,
     "sft_loss": sft,
@@ -77,6 +84,9 @@ LIBRARY = {
     "optimum": lambda ref_logps, rewards, beta: (ref_logps + rewards / beta).log_softmax(-1),
     "rloo_advantages": ppo.advantages.rloo_advantages,
     "grpo_advantages": ppo.advantages.grpo_advantages,
+    "best_and_worst": best_and_worst,
+    "pareto": lambda points: ~((points[None] >= points[:, None]).all(-1)
+                               & (points[None] > points[:, None]).any(-1)).any(1),
     "ipo_loss": lambda margins, beta: ipo_loss(margins, *torch.zeros(3, len(margins)), beta)[0],
     "simpo_loss": lambda logps, lengths, beta, gamma:
         simpo_loss(*logps.unbind(1), *lengths.unbind(1), beta, gamma)[0],
@@ -373,6 +383,28 @@ MISTAKES = {  # function: (of the sentence that it gets, what somebody wrote)
             simpo(logps.flip(1), lengths.flip(1), beta, gamma)),
         ("a sum over the pairs", lambda *given: 3 * simpo(*given) if len(given[0]) == 3
             else simpo(*given)),
+    ],
+    "best_and_worst": [
+        ("other way round", lambda scores, finished: best_and_worst(scores, finished).flip(1)),
+        ("not the second", lambda scores, finished: scores.topk(2, 1).indices),
+        ("whole answers", lambda scores, finished: best_and_worst(scores, finished | True)),
+        ("score of 0", lambda scores, finished: best_and_worst(scores * finished, finished | True)),
+        ("order of the columns", lambda scores, finished: torch.stack([
+            scores.masked_fill(~finished, -math.inf).argmax(1),
+            scores.masked_fill(~finished, math.inf).argmin(1)], 1)),
+        ("has no pair", lambda scores, finished: torch.where(
+            (finished.sum(1) < 2)[:, None], 0, best_and_worst(scores, finished))),
+    ],
+    "pareto": [
+        ("dominated by itself", lambda points:
+            ~(points[None] >= points[:, None]).all(-1).any(1)),
+        ("higher is better", lambda points: LIBRARY["pareto"](-points)),
+        ("the best sums", lambda points: points.sum(1) == points.sum(1).max()),
+        ("is enough", lambda points: ~(points[None] > points[:, None]).all(-1).any(1)),
+        ("do not dominate each other", lambda points: ~(
+            (points[None] >= points[:, None]).all(-1)
+            & ~torch.eye(len(points)).bool()).any(1)),
+        ("by its number", lambda points: LIBRARY["pareto"](points[:, :2])),
     ],
 }
 
