@@ -3,62 +3,102 @@
 from statistics import mean
 
 from lessons.course import Lesson, spread
+from lessons.verdict import half_width
 from minigpt.plots import COLOURS
 
 lesson = Lesson("13_round_after_round", "figures")
-roads, offline, settings = (lesson.kept(name) for name in ("roads", "offline", "settings"))
+roads, settings = lesson.kept("roads"), lesson.kept("settings")
 for name, value in settings.items():
     lesson.number(name, str(value))
-lesson.number("seeds", str(len(offline)))
-
-
-def values(runs, key, number=-1):
-    """A figure after a round (by default the last), one value a seed."""
-    return [run[number][key] for run in runs]
+ROUNDS = settings["rounds"]
+HALF = ROUNDS // 2
+REJECTION, REFRESHED, MORE = list(roads)[2:]
+FORMS = {"reward": "+.2f", "kl": "+.2f", "score": "+.2f", "order": "+.3f"}
+# road -> the figures of its last policy, one dict a seed
+ends = lesson.kept("ends") | {name: [run[-1] for run in runs] for name, runs in roads.items()}
+OFFLINE, AT_ONCE, ANNOTATORS, ONLINE, LAST = list(ends)[:5]
 
 
 def said(numbers, form):
     return spread(numbers if len(numbers) > 1 else numbers[0], form)
 
 
-FORMS = {"reward": ".2f", "kl": ".2f", "share": ".0%", "right": ".0%", "proxy": ".2f",
-         "judge_accuracy": ".2f"}
-lesson.table("roads", ["after the last round", "true reward", "KL (nats)", "share", "right",
-                       "reward model's score", "its accuracy on the policy's own pairs"],
-             [[name, *(said(values(runs, key), form) for key, form in FORMS.items())]
-              for name, runs in {"DPO, one pass": offline, **roads}.items()])
-lesson.table("differences", ["", "true reward", "share, in points", "judge's accuracy"], [
-    [name, *(said([factor * (a - b) for a, b in zip(values(roads[first], key),
-                                                    values(roads[second], key), strict=True)],
-                  form) for key, factor, form in (("reward", 1, "+.2f"), ("share", 100, "+.0f"),
-                                                  ("judge_accuracy", 1, "+.2f")))]
-    for name, first, second in (
-        ("online DPO: refreshed less fixed", "online DPO, refreshed", "online DPO"),
-        ("online DPO: last round less start as reference", "online DPO, from the last round",
-         "online DPO"),
-        ("rejection: refreshed less fixed", "rejection sampling, refreshed", "rejection sampling"),
-        ("rejection less online DPO", "rejection sampling", "online DPO"))])
-lesson.table("against_offline", ["", "true reward less offline DPO's"], [
-    [name, said([a - b for a, b in zip(values(runs, "reward"), values(offline, "reward"),
-                                       strict=True)], "+.2f")] for name, runs in roads.items()])
+def after(name, number, key):
+    """A figure of a road after a round, one value a seed."""
+    return [run[number][key] for run in roads[name]]
 
-# %% The paths
-figure, axes = lesson.panels(2, height=3.8)
-rounds = range(len(next(iter(roads.values()))[0]))
-for (name, runs), colour in zip(roads.items(), COLOURS, strict=False):
-    line = "--" if "refreshed" in name else "-"
-    kls, rewards, proxies = ([mean(values(runs, key, number)) for number in rounds]
-                             for key in ("kl", "reward", "proxy"))
-    axes[0].plot(kls, rewards, "o", linestyle=line, color=colour, markersize=4)
-    axes[1].plot(rounds, [mean(values(runs, "judge_accuracy", n)) for n in rounds], "o",
-                 linestyle=line, color=colour, markersize=4, label=name)
-axes[0].plot(mean(values(offline, "kl")), mean(values(offline, "reward")), "k*", markersize=11,
-             label="DPO, one pass")
-axes[0].legend(loc="lower right")
-axes[0].set(xlabel="KL from SFT (nats per response)", ylabel="true reward")
-axes[1].set(xlabel="round", ylabel="reward model's accuracy\non the policy's own pairs",
-            xticks=list(rounds))
-figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-lesson.figure("paths", figure, "Left: where each road leads, round by round (means over seeds). "
-              "Right: the better the policy, the harder its answers are to tell apart.")
+
+def difference(first, second, key):
+    """What the last policy of one road has more than that of another, seed by seed."""
+    return said([a[key] - b[key] for a, b in zip(ends[first], ends[second], strict=True)],
+                FORMS[key])
+
+
+def change(name, key, since, until=ROUNDS):
+    """How a figure of a road changed between two rounds."""
+    return said([b - a for a, b in zip(after(name, since, key), after(name, until, key),
+                                       strict=True)], FORMS[key])
+
+
+# %% Where each road ends
+LABELS = {REFRESHED: settings["all_labels"], MORE: settings["all_labels"]}
+SAMPLED = {OFFLINE: 0, ANNOTATORS: 2 * settings["labels"]}
+sft = {key: after(ONLINE, 0, key) for key in ("reward", "order")}
+lesson.table("ends", ["", "labels", "answers sampled", "true reward", "KL (nats)",
+                      "reward less DPO's", "KL less DPO's"],
+             [["SFT", "", "", said(sft["reward"], ".2f"), "0", "", ""]] + [
+    [name, f"{LABELS.get(name, settings['labels']):,}",
+     f"{SAMPLED.get(name, settings['labels'] * settings['answers']):,}",
+     said([one["reward"] for one in of_seeds], ".2f"), said([one["kl"] for one in of_seeds], ".2f"),
+     *(difference(name, OFFLINE, key) if name != OFFLINE else "" for key in ("reward", "kl"))]
+    for name, of_seeds in ends.items()])
+for name, first, second in (("online", ONLINE, OFFLINE), ("annotators", ANNOTATORS, OFFLINE),
+                            ("fresh", ONLINE, AT_ONCE), ("last", LAST, ONLINE),
+                            ("rejection", REJECTION, OFFLINE), ("refreshed", REFRESHED, REJECTION),
+                            ("spent_late", REFRESHED, MORE)):
+    for key in ("reward", "kl"):
+        lesson.number(f"{name}_{key}", difference(first, second, key))
+
+# %% The second half of the rounds, and the judge
+lesson.table("second_half", ["rounds 4 to 6", "judge's score", "true reward",
+                             "judge right: SFT", "after the last round", "change"],
+             [[name, change(name, "score", HALF), change(name, "reward", HALF),
+               said(after(name, 0, "order"), ".2f"), said(after(name, ROUNDS, "order"), ".2f"),
+               change(name, "order", 0).replace("0.", ".")]
+              for name in roads])
+for short, name in (("online", ONLINE), ("last", LAST), ("rejection", REJECTION)):
+    for key in ("score", "reward"):
+        lesson.number(f"half_{short}_{key}", change(name, key, HALF))
+lesson.number("order_sft", mean(sft["order"]), ".2f")
+lesson.number("order_end", mean(after(REJECTION, ROUNDS, "order")), ".2f")
+lesson.number("own_less_first", said([one["order"] - one["first_order"]
+                                      for one in ends[REFRESHED]], "+.3f"))
+for key, form in (("kl", ".1f"), ("distinct", ".0%")):
+    lesson.number(f"rejection_end_{key}", mean(after(REJECTION, ROUNDS, key)), form)
+lesson.number("distinct_sft", mean(after(REJECTION, 0, "distinct")), ".0%")
+
+# %% Round by round
+figure, axes = lesson.panels(3, height=4.2)
+rounds = range(ROUNDS + 1)
+shown = [ONLINE, LAST, REJECTION, REFRESHED]
+for axis, key, label in zip(axes, ("reward", "score", "kl"),
+                            ("true reward", "first judge's score", "KL from SFT (nats)"),
+                            strict=True):
+    for number, name in enumerate(shown):
+        columns = [after(name, n, key) for n in rounds]
+        if key == "score":  # its zero is arbitrary, another in each seed
+            columns = [[a - b for a, b in zip(column, columns[0], strict=True)]
+                       for column in columns]
+        halves = [half_width(column) if len(column) > 1 else 0 for column in columns]
+        axis.errorbar([n + 0.06 * number for n in rounds], list(map(mean, columns)), halves,
+                      marker="o", markersize=4, capsize=2, elinewidth=0.8,
+                      linestyle="--" if name == REFRESHED else "-", color=COLOURS[number],
+                      label=name)
+    axis.set(xlabel="round", ylabel=label + " (gain)" * (key == "score"), xticks=list(rounds))
+axes[0].axhline(mean(one["reward"] for one in ends[OFFLINE]), color="black", linestyle=":",
+                label=OFFLINE)
+figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+lesson.figure("rounds", figure, "Six rounds on the judge's word: its score rises in every road, "
+              "and no road ends above one pass of DPO for sure. Only the road tied to the start "
+              f"stays near SFT. Means of {len(ends[OFFLINE])} seeds, with 95 % intervals.")
 lesson.done()

@@ -1,55 +1,57 @@
 # %% [markdown]
 # # 13. Round after round
 # The article is README.md beside this file. Run this from the shell (`python -m lessons 13`) or
-# cell by cell: three rounds of two methods, in about a minute.
+# cell by cell: 768 labels, read once by DPO or turned into a judge, in about a minute.
 
 # %%
-import torch
+from functools import partial
 
 from dpo import dpo_train
 from dpo.rounds import OnlineConfig, dpo_rounds
 from dpo.train import DPOConfig
 from lessons.course import Lesson
-from lessons.start import DPO, LONGEST_ANSWER, SFT, starting_point
+from lessons.start import DPO, LONGEST_ANSWER, REWARD, SFT, starting_point
+from minigpt.evaluation import evaluate_policy
 from minigpt.judged import RoundsConfig, sample_judged
 from minigpt.plots import COLOURS
+from minigpt.sampling import generate
 from reward.evaluate import score
+from reward.start import train_centered
+from reward.train import RewardConfig
 from sft.rounds import RejectionConfig, sft_rounds
 from sft.train import SFTConfig
 
 lesson = Lesson("13_round_after_round")
 start = starting_point(quick=lesson.quick)
-prompts, rounds = start.world.prompts, lesson.pick(3, 1)
-ROUND = {"rounds": 1, "judge": "reward model", "round_prompts": lesson.pick(192, 8)}
+prompts, rounds = start.world.prompts, lesson.pick(6, 1)
+ROUND = {"rounds": 1, "round_prompts": lesson.pick(128, 8)}
+STEPS = {**DPO, "batch_size": 16}
+labels = start.world.preferences[:rounds * ROUND["round_prompts"]]
+(model,), _, _ = train_centered(start.sft, labels, prompts, RewardConfig(**REWARD), LONGEST_ANSWER)
 
 
-def judge(prompts, responses):
-    """What rounds ask for: a score for each response. Here the reward model gives it."""
-    return score(start.reward, prompts, responses).tolist()
-
+judge = partial(score, model)  # what rounds ask for: (prompts, responses) -> scores
 
 # %% [markdown]
 # ## What a round learns from
-# Eight answers of the model's own to one prompt, as the judge ranks them.
+# Online DPO learns the first of these against the last; rejection sampling imitates the first.
 
 # %%
 one = RoundsConfig(**ROUND | {"round_prompts": 1})
 (asked, answers, scores), = sample_judged(start.sft, prompts, judge, one, LONGEST_ANSWER, 3)[0]
-ranked = sorted(zip(scores, answers, strict=True), reverse=True)
-lesson.table("ranked", ["score", "true reward", "answer"],
-             [[f"{value:+.2f}", f"{start.world.true_reward(asked, text):+.2f}", text]
-              for value, text in ranked], title=f"Answers to: {asked}")
+lesson.table("ranked", ["judge", "true reward", "answer"],
+             [[f"{value:+.1f}", f"{start.world.true_reward(asked, text):+.1f}", text]
+              for value, text in sorted(zip(scores, answers, strict=True), reverse=True)],
+             title=f"Answers to: {asked}")
+
 
 # %% [markdown]
-# ## Rounds
-# Online DPO learns best against worst; rejection sampling imitates the best. Offline DPO reads as
-# many given pairs, once.
-
+# ## Three ways to spend six rounds, beside one pass over the labels
 
 # %%
-def online(policy, seed):
-    return dpo_rounds(policy, start.sft, prompts, judge, OnlineConfig(**ROUND),
-                      DPOConfig(**DPO | {"seed": seed, "batch_size": 16}), LONGEST_ANSWER)[0]
+def online(policy, seed, reference="start"):
+    return dpo_rounds(policy, start.sft, prompts, judge, OnlineConfig(reference=reference, **ROUND),
+                      DPOConfig(**STEPS | {"seed": seed}), LONGEST_ANSWER)[0]
 
 
 def rejection(policy, seed):
@@ -58,30 +60,41 @@ def rejection(policy, seed):
 
 
 def measured(policy):
-    said = start.measure(policy, lesson.pick(32, 1))
-    return said["kl_nats_per_response"], said["true_reward"]
+    """The mean true reward, and the judge's mean score, of answers to held-out prompts."""
+    found = evaluate_policy(policy, start.sft, start.world.heldout_prompts, lesson.pick(16, 1),
+                            LONGEST_ANSWER, 0, start.world.measure, judge)
+    return found["true_reward"], found["proxy_reward"]
 
 
-paths = {}
-for name, one_round in (("online DPO", online), ("rejection sampling", rejection)):
-    policy, paths[name] = start.fresh_policy(), [measured(start.sft)]
+WAYS = {"online DPO": online, "rejection sampling": rejection,
+        "online DPO, last round": partial(online, reference="last")}
+policies, paths = {"SFT": start.sft}, {}
+for name, one_round in WAYS.items():
+    policies[name], paths[name] = start.fresh_policy(), [measured(start.sft)]
     for seed in lesson.progress(range(rounds), name):
-        policy = one_round(policy, seed)
-        paths[name].append(measured(policy))
-given = start.world.preferences[:rounds * ROUND["round_prompts"]]
-policy, _, _ = dpo_train(start.fresh_policy(), start.sft, given, **{**DPO, "batch_size": 16})
-paths["DPO, one pass"] = [measured(start.sft), measured(policy)]
+        policies[name] = one_round(policies[name], seed)
+        paths[name].append(measured(policies[name]))
+one_pass = dpo_train(start.fresh_policy(), start.sft, labels, **STEPS)[0]
+policies["DPO, one pass"] = one_pass
+paths["DPO, one pass"] = [measured(start.sft), measured(one_pass)]
 
 # %%
-lesson.table("paths", ["", *(f"round {n}" for n in range(rounds + 1))],
-             [[name, *(f"{reward:+.2f} at {kl:.1f} nats" for kl, reward in path)]
-              for name, path in paths.items()], title="True reward, at a KL from SFT")
-figure, axis = lesson.panels(height=3.6)
-axis.plot(start.frontier.kls, start.frontier.rewards, color="black", label="limit")
-for (name, path), colour in zip(paths.items(), COLOURS, strict=False):
-    axis.plot(*torch.tensor(path).T, "o-", color=colour, label=name)
-axis.set(xlabel="KL from SFT (nats per response)", ylabel="true reward")
-axis.legend()
-lesson.figure("one_seed", figure, "Rejection sampling walks along the limit, round after round; "
-              "online DPO stays where beta holds it. One seed.")
+figure, axes = lesson.panels(2, height=3.8)
+for axis, number, name in zip(axes, range(2), ("true reward", "judge's score"), strict=True):
+    shown = {way: [pair[number] for pair in path] for way, path in paths.items()}
+    lesson.table(name.split()[-1], ["round", *range(rounds + 1)],
+                 [[way, *(f"{value:+.2f}" for value in path)] for way, path in shown.items()], name)
+    for (way, path), colour in zip(shown.items(), COLOURS, strict=False):
+        axis.plot(path, "o-", color=colour, label=way)
+    axis.set(xlabel="round", ylabel=name, xticks=range(rounds + 1))
+figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+lesson.figure("one_seed", figure, "The judge's score rises; the true reward need not. One seed.")
+
+# %%
+lesson.table("answers", ["prompt", "policy", "answer", "judge", "true reward"], [
+    [prompt, way, text, f"{float(judge([prompt], [text])):+.1f}",
+     f"{start.world.true_reward(prompt, text):+.1f}"]
+    for prompt in start.world.heldout_prompts[:3] for way, policy in policies.items()
+    for text in [generate(policy, [prompt], LONGEST_ANSWER, greedy=True)[0].text]],
+    title="The most likely answers")
 lesson.done()
