@@ -60,11 +60,12 @@ for name, first, second in (("online", ONLINE, OFFLINE), ("annotators", ANNOTATO
         lesson.number(f"{name}_{key}", difference(first, second, key))
 
 # %% The second half of the rounds, and the judge
-lesson.table("second_half", ["rounds 4 to 6", "judge's score", "true reward",
-                             "judge right: SFT", "after the last round", "change"],
+lesson.table("second_half", [f"rounds {HALF + 1} to {ROUNDS}", "first judge's score",
+                             "true reward", "its judge is right: at first", "in the end",
+                             "change"],
              [[name, change(name, "score", HALF), change(name, "reward", HALF),
                said(after(name, 0, "order"), ".2f"), said(after(name, ROUNDS, "order"), ".2f"),
-               change(name, "order", 0).replace("0.", ".")]
+               change(name, "order", 0)]
               for name in roads])
 for short, name in (("online", ONLINE), ("last", LAST), ("rejection", REJECTION)):
     for key in ("score", "reward"):
@@ -75,6 +76,7 @@ lesson.number("own_less_first", said([one["order"] - one["first_order"]
                                       for one in ends[REFRESHED]], "+.3f"))
 for key, form in (("kl", ".1f"), ("distinct", ".0%")):
     lesson.number(f"rejection_end_{key}", mean(after(REJECTION, ROUNDS, key)), form)
+lesson.number("rejection_first_kl", said(after(REJECTION, 1, "kl"), ".2f"))
 lesson.number("distinct_sft", mean(after(REJECTION, 0, "distinct")), ".0%")
 
 # %% Round by round
@@ -98,7 +100,8 @@ for axis, key, label in zip(axes, ("reward", "score", "kl"),
 axes[0].axhline(mean(one["reward"] for one in ends[OFFLINE]), color="black", linestyle=":",
                 label=OFFLINE)
 figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
-lesson.figure("rounds", figure, "Six rounds on the judge's word: its score rises in every road, "
-              "and no road ends above one pass of DPO for sure. Only the road tied to the start "
-              f"stays near SFT. Means of {len(ends[OFFLINE])} seeds, with 95 % intervals.")
+lesson.figure("rounds", figure, "Six rounds on a judge's word: its score goes up and up, but no "
+              "road can be told from one pass of DPO in true reward at the end. Only the one tied "
+              "to the start stays near SFT. "
+              f"Means of {len(ends[OFFLINE])} seeds, with 95 % intervals.")
 lesson.done()

@@ -23,7 +23,7 @@ from sft.train import SFTConfig
 
 lesson = Lesson("13_round_after_round")
 start = starting_point(quick=lesson.quick)
-prompts, rounds = start.world.prompts, lesson.pick(6, 1)
+prompts, rounds = start.world.prompts, lesson.pick(6, 2)
 ROUND = {"rounds": 1, "round_prompts": lesson.pick(128, 8)}
 STEPS = {**DPO, "batch_size": 16}
 labels = start.world.preferences[:rounds * ROUND["round_prompts"]]
@@ -76,7 +76,7 @@ for name, one_round in WAYS.items():
         paths[name].append(measured(policies[name]))
 one_pass = dpo_train(start.fresh_policy(), start.sft, labels, **STEPS)[0]
 policies["DPO, one pass"] = one_pass
-paths["DPO, one pass"] = [measured(start.sft), measured(one_pass)]
+paths["DPO, one pass"] = [measured(one_pass)] * (rounds + 1)  # a level line
 
 # %%
 figure, axes = lesson.panels(2, height=3.8)
