@@ -100,8 +100,8 @@ for axis, key, label in zip(axes, ("reward", "score", "kl"),
 axes[0].axhline(mean(one["reward"] for one in ends[OFFLINE]), color="black", linestyle=":",
                 label=OFFLINE)
 figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
-lesson.figure("rounds", figure, "Six rounds on a judge's word: its score goes up and up, but no "
-              "road can be told from one pass of DPO in true reward at the end. Only the one tied "
-              "to the start stays near SFT. "
+lesson.figure("rounds", figure, "Six rounds on a judge's word: its score rises, but in the end no "
+              "road can be told from one pass of DPO in true reward. Of these only the one tied to "
+              "the start stays near SFT. "
               f"Means of {len(ends[OFFLINE])} seeds, with 95 % intervals.")
 lesson.done()
