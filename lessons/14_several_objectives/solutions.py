@@ -72,8 +72,8 @@ commonest = sorted(gaps, key=gaps.get, reverse=True)[:5]
 lesson.table("votes", ["helpful gap", "polite gap", "pairs", "everybody weighs both",
                        "half and half"],
              [[f"{helpful:+.2f}", f"{polite:+.1f}", gaps[helpful, polite],
-               f"{chosen_rate((helpful + polite) / 2):.0%}",
-               f"{(chosen_rate(helpful) + chosen_rate(polite)) / 2:.0%}"]
+               f"{chosen_rate(helpful + polite):.0%}",
+               f"{(chosen_rate(2 * helpful) + chosen_rate(2 * polite)) / 2:.0%}"]
               for helpful, polite in commonest],
              title="How often the more helpful answer is chosen, in the five commonest conflicts")
 
