@@ -91,7 +91,7 @@ axis.plot(*measured(start.sft), "*", color="grey", markersize=11, label="SFT")
 axis.set(xlabel="helpful (mean of the true dimension)", ylabel="polite")
 axis.legend()
 lesson.table("one_seed", ["road", "weight on helpful", "helpful", "polite"], rows, "The roads")
-lesson.figure("one_seed", figure, "Each road at three weights, one seed.")
+lesson.figure("one_seed", figure, "One seed: on every road more weight on helpful costs manners.")
 
 # %%
 for weight, policy in zip(WEIGHTS, roads["RLHF, weighed rewards"], strict=True):
