@@ -107,6 +107,8 @@ def frontier(main, limits):
                   label=f"where {name}'s beta aims")
         for key in ("kl", "true_reward"):
             lesson.number(f"aim_{key}_{name.lower()}", of_seeds(aims, key), ".2f")
+            lesson.number(f"{key}_over_aim_{name.lower()}", [
+                run[name][key] - aim[key] for run, aim in zip(main, aims, strict=True)], "+.2f")
     furthest = max(of_seeds(main, "PPO", "kl") + of_seeds(main, "DPO", "kl"))
     axis.set(xlabel="KL from the SFT model (nats per response)", xlim=(-0.1, furthest + 0.3),
              ylabel="true reward (held-out prompts)",
@@ -148,8 +150,9 @@ def rates(runs):
             for key in ("true_reward", "kl"):
                 lesson.number(f"{key}_{name.lower()}_x{factor}",
                               of_seeds(runs, name, factor, key), ".2f")
-        lesson.number(f"loss_{name.lower()}_x3", gap(runs, (name, "3", "true_reward"),
-                                                     (name, "1", "true_reward")), "+.2f")
+        for what, key in (("loss", "true_reward"), ("kl_rise", "kl")):
+            lesson.number(f"{what}_{name.lower()}_x3",
+                          gap(runs, (name, "3", key), (name, "1", key)), "+.2f")
     for name, said in lesson.kept("says_at_x10").items():
         lesson.number(f"says_{name.lower()}", repr(said["answer"][:60]).replace("`", "'"))
         lesson.number(f"asked_{name.lower()}", said["prompt"])
@@ -171,6 +174,8 @@ def few_pairs(runs):
     for name in ("DPO", "PPO"):
         lesson.number(f"few_change_{name.lower()}", gap(
             runs, (few, name, "true_reward"), (many, name, "true_reward")), "+.2f")
+        lesson.number(f"few_change_kl_{name.lower()}", gap(
+            runs, (few, name, "kl"), (many, name, "kl")), "+.2f")
     for which, count in (("few", few), ("many", many)):
         lesson.number(f"{which}_gap", gap(runs, (count, "PPO", "true_reward"),
                                           (count, "DPO", "true_reward")), "+.2f")

@@ -9,9 +9,9 @@ from minigpt.plots import COLOURS, running_mean
 
 lesson = Lesson("11_without_a_critic", "figures")
 runs, answers = lesson.kept("runs"), lesson.kept("answers")
-NAMES = {"ppo": "PPO", "no_baseline": "REINFORCE, no baseline",
-         "batch_mean": "REINFORCE, mean of the batch", "rloo": "RLOO", "one_pass": "RLOO, one pass",
-         "grpo": "GRPO", "rloo_longer": "RLOO, longer", "grpo_longer": "GRPO, longer",
+NAMES = {"ppo": "PPO", "no_baseline": "no baseline", "batch_mean": "mean of the batch",
+         "rloo": "RLOO", "one_pass": "RLOO, one pass", "grpo": "GRPO",
+         "rloo_longer": "RLOO, longer", "grpo_longer": "GRPO, longer",
          "grpo_verified": "GRPO, verifiable reward", "sft": "SFT"}
 COLOUR = {"ppo": COLOURS[0], "rloo": COLOURS[1], "grpo": COLOURS[2], "grpo_verified": COLOURS[4],
           "sft": "#999999"}
@@ -67,9 +67,10 @@ def lead(name, other, what="true_reward"):
 for name, other in (("rloo", "ppo"), ("grpo", "ppo"), ("rloo_longer", "ppo"),
                     ("grpo_longer", "ppo"), ("rloo", "grpo"),
                     ("rloo_longer", "grpo_longer"), ("rloo", "batch_mean"), ("one_pass", "rloo"),
-                    ("no_baseline", "batch_mean")):
+                    ("no_baseline", "batch_mean"), ("one_pass", "ppo")):
     lesson.number(f"{name}_over_{other}", lead(name, other), "+.2f")
-for name, other in (("rloo", "ppo"), ("grpo", "ppo"), ("one_pass", "rloo")):
+for name, other in (("rloo", "ppo"), ("grpo", "ppo"), ("one_pass", "rloo"), ("rloo_longer", "ppo"),
+                    ("grpo_longer", "ppo")):
     lesson.number(f"{name}_over_{other}_kl", lead(name, other, "kl_nats_per_response"), "+.1f")
 for name in ("ppo", "rloo"):
     lesson.number(f"seconds_{name}", of(name, "seconds"), ".0f")
