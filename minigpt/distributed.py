@@ -1,9 +1,8 @@
 """Several processes through torch.distributed; without torchrun, the same functions for one.
 
 `torchrun --nproc-per-node N -m dpo.main ...` starts N processes that run the same program on
-different rows.  Each backward pass averages the gradients over the processes
-(DistributedDataParallel), so all take the same step.  Everything else that they must agree on goes
-through this file.
+different rows.  Before each step the gradients are averaged over the processes, so all take the
+same step.  Everything else that they must agree on goes through this file.
 
 If a model, its gradients and its optimizer state do not fit into one process, `--shard` splits them
 over all processes (FSDP2).
@@ -18,7 +17,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
 
@@ -107,33 +105,26 @@ def means(values: Mapping[str, float], device: torch.device) -> dict[str, float]
     return {name: value / world_size() for name, value in totals(values, device).items()}
 
 
-class SharedGradients(nn.Module):
-    """What DistributedDataParallel wraps: several models whose gradients it averages.
-
-    The training loops call the models' own methods (`hidden_states`, `logits`), not the wrapper's
-    forward.  Calling the wrapper right before `loss.backward()` only announces the backward pass.
-    """
-
-    def __init__(self, models: Mapping[str, nn.Module]):
-        super().__init__()
-        self.models = nn.ModuleDict(models)
-
-    def forward(self) -> Tensor:
-        return torch.zeros(0)
-
-
 class Replicas:
     """Models that every process holds whole, with averaged gradients; a no-op in one process."""
 
     def __init__(self, models: Mapping[str, nn.Module], device: torch.device):
         self.models = models
-        self._shared = DistributedDataParallel(SharedGradients(models)) \
-            if dist.is_initialized() else None
+        if dist.is_initialized():
+            for weights in nn.ModuleDict(models).state_dict().values():
+                dist.broadcast(weights, src=0)
 
-    def before_backward(self) -> None:
-        """Call this right before each backward pass."""
-        if self._shared is not None:
-            self._shared()
+    def average_gradients(self) -> None:
+        """Call this after the backward passes of a step, and before the step."""
+        if not dist.is_initialized():
+            return
+        for model in self.models.values():
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            mean = torch.cat([gradient.flatten() for gradient in gradients]) / world_size()
+            dist.all_reduce(mean)
+            parts = mean.split([gradient.numel() for gradient in gradients])
+            for gradient, part in zip(gradients, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
 
     def whole(self, name: str) -> nn.Module:
         """The model with all its weights: itself."""
@@ -170,8 +161,8 @@ class Shards:
             for method in getattr(model, "FORWARD_METHODS", ()):
                 register_fsdp_forward_method(model, method)
 
-    def before_backward(self) -> None:
-        """A no-op: FSDP's own hooks reduce the gradients."""
+    def average_gradients(self) -> None:
+        """A no-op: FSDP's own hooks average them in each backward pass."""
 
     def whole(self, name: str) -> nn.Module:
         """An ordinary model with all the weights, gathered in every process."""

@@ -59,7 +59,6 @@ class Optimizer:
         """Add the gradient of this loss.  Raises FloatingPointError if it is not finite."""
         if not torch.isfinite(loss):
             self._fail(f"the loss is {loss.item()}")
-        self.processes.before_backward()
         with self.precision():
             loss.backward()
 
@@ -69,6 +68,7 @@ class Optimizer:
         Each model is clipped on its own; the norm returned is over all of them.
         Raises FloatingPointError if a gradient is not finite.
         """
+        self.processes.average_gradients()
         limit = self.config.max_grad_norm or math.inf
         norms = torch.stack([distributed.gathered(
             nn.utils.clip_grad_norm_(model.parameters(), limit)) for model in self.models.values()])

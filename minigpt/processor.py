@@ -52,6 +52,12 @@ def keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, 2**31 - 1)
 
 
+def return_freed_memory() -> None:
+    """Give back what `keep_freed_memory` kept, where the next work wants blocks of other sizes."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def fast_precision(device: torch.device) -> str:
     """bfloat16 where its matrix products are several times faster than float32's, else float32."""
     if device.type == "cuda":

@@ -45,7 +45,7 @@ from minigpt import distributed
 from minigpt.batching import Batch, Batches
 from minigpt.log import MetricLog
 from minigpt.optimizer import Optimizer
-from minigpt.processor import keep_freed_memory, most_tokens
+from minigpt.processor import keep_freed_memory, most_tokens, return_freed_memory
 from minigpt.run_folder import RunFolder, identity_of
 from minigpt.settings import TrainingConfig
 from minigpt.weights import first_not_finite
@@ -106,6 +106,7 @@ class TrainingLoop:
         for indices in self._steps():
             (mine,), _ = deal(self.batches, indices, 1, False, sys.maxsize)
             yield self._collate(mine)
+            return_freed_memory()  # a rollout takes other blocks than an update
 
     def gathered(self, name: str) -> Any:
         """One of the models: itself, or with --shard a copy gathered from all processes."""

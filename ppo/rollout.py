@@ -27,9 +27,9 @@ from reward.combine import Reward, texts_of
 
 Sampler = Callable[..., list[list[int]]]  # see minigpt.sampling.sample_ids
 
-# In one backward pass on a CPU, to save memory.  Responses are counted and not tokens, since of
-# several processes all must make equally many passes, or they would wait for each other for ever.
-RESPONSES_AT_ONCE = 32
+# In one backward pass on a CPU, to save memory.  Responses are counted and not tokens, since with
+# --shard all processes must make equally many passes, or they would wait for each other for ever.
+RESPONSES_AT_ONCE = 16
 
 
 @dataclass

@@ -189,11 +189,13 @@ def ppo_training(policy: Model, reference: Model | None, reward: AnyReward,
                     if config.kl_in == "loss":
                         kl = masked_mean(kl_k3(logps, part.ref_logps), part.mask)
                         loss, metrics = loss + kl_coeff * kl, metrics | {"loss/kl_avg": kl.detach()}
-                    if value_model is not None:
+                optimizer.backward(part.weight * loss)
+                if value_model is not None:               # a pass of its own takes less memory
+                    with optimizer.precision():
                         v_loss, v_metrics = value_loss(value_model.values(part.batch), part.values,
                                                        part.returns, part.mask, config.value_clip)
-                        loss, metrics = loss + config.value_coeff * v_loss, metrics | v_metrics
-                optimizer.backward(part.weight * loss)
+                    optimizer.backward(part.weight * config.value_coeff * v_loss)
+                    metrics |= v_metrics
                 update.add(metrics, part.weight)
             if update.approxkl() > config.max_approxkl:                     # the rollout is used up
                 optimizer.zero_grad()
