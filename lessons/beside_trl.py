@@ -1,6 +1,7 @@
 """The loop of lessons/pretrained.py beside TRL's DPOTrainer: same model, rows and settings.
 
-Each trains in a process of its own, so that its memory can be measured.  Needs the extras
+Each trains in a process of its own, so that its memory can be measured, and in float32: TRL sums
+the log-probabilities of a bfloat16 model in bfloat16, which has three digits.  Needs the extras
 [pretrained] and [peers].
 """
 
@@ -76,7 +77,7 @@ def in_its_own_process(side: Callable[..., Side], *arguments: Any) -> Side:
 
 def ours(rows: Rows, heldout: Rows, config: PretrainedConfig) -> Side:
     model, tokenizer = load(config.model)
-    model = with_adapters(model, config.rank, config.seed)
+    model = with_adapters(model.float(), config.rank, config.seed)
     pairs = [tokenize(tokenizer, row) for row in rows]
     started = time.perf_counter()
     history = train(model, pairs, config)
@@ -93,7 +94,7 @@ def theirs(rows: Rows, heldout: Rows, config: PretrainedConfig) -> Side:
     model, tokenizer = load(config.model)
     torch.manual_seed(config.seed)  # the adapters are made next
     trainer = DPOTrainer(
-        model=model, processing_class=tokenizer, peft_config=lora_config(config.rank),
+        model=model.float(), processing_class=tokenizer, peft_config=lora_config(config.rank),
         train_dataset=Dataset.from_list([as_messages(row) for row in rows]),
         args=DPOConfig(
             beta=config.beta, learning_rate=config.lr, lr_scheduler_type="constant",

@@ -36,7 +36,7 @@ TRAINED_IN = {"01": ["base"], "02": ["base", "sft"], "03": ["reward"], "04": ["p
               "05": ["dpo"], "06": ["reward", "dpo", "ppo"], "07": ["reward", "dpo", "ppo"],
               "08": ["sft", "reward", "dpo", "ppo"],
               "09": ["dpo", "ppo"],  # it has settings of its own: these are the nearest
-              "11": ["ppo", "rloo", "grpo"], "12": ["dpo"],
+              "10": ["dpo"], "11": ["ppo", "rloo", "grpo"], "12": ["dpo"],
               "13": ["sft", "reward", "dpo"], "14": ["reward", "dpo", "ppo"]}  # lesson -> recipes
 
 

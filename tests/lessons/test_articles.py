@@ -20,6 +20,7 @@ ARTICLES = [*(LESSONS / name / "README.md" for name in names()), LESSONS / "READ
             LESSONS / "cheatsheet.md"]
 SECTIONS = ["The question", "The idea", "Run it", "The derivation", "The code", "What to look for",
             "What breaks, and why", "Exercises", "Three questions", "Further reading"]
+NEEDS = {"10_on_a_pretrained_model": ("transformers", "peft", "gguf")}  # the extra [pretrained]
 PACKAGES = ("minigpt", "data", "sft", "reward", "ppo", "dpo", "lessons", "tests")
 of_every_article = pytest.mark.parametrize("path", ARTICLES, ids=lambda path: path.parent.name)
 of_every_lesson = pytest.mark.parametrize("name", names())
@@ -90,7 +91,8 @@ def test_the_notebook_has_the_cells_of_the_script_and_their_outputs(name, script
 @pytest.mark.parametrize("scripts", [["lesson"], ["experiments", "figures"], ["solutions"]],
                          ids=lambda scripts: scripts[0])
 def test_every_script_runs(name, scripts, tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib")
+    for package in ("matplotlib", *NEEDS.get(name, ())):
+        pytest.importorskip(package)
     monkeypatch.setenv("LESSONS_QUICK", "1")
     monkeypatch.setenv("LESSONS_OUT", str(tmp_path))
     for script in [script for script in scripts if script in scripts_of(name)]:

@@ -5,6 +5,7 @@ import math
 import runpy
 from itertools import accumulate
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ import ppo.advantages
 import ppo.loss
 import ppo.rollout
 from dpo import dpo_loss, ipo_loss, simpo_loss
+from lessons import pretrained
 from lessons.__main__ import main
 from lessons.course import LESSONS, names
 from lessons.exercises import check, first_fault
@@ -70,6 +72,14 @@ def best_and_worst(scores, finished):
     return columns.masked_fill((best.values <= worst.values)[:, None], -1)
 
 
+def response_logps(logits, ids, prompt_lengths, lengths):
+    columns = torch.arange(ids.shape[1])
+    is_real = columns < lengths[:, None]
+    batch = pretrained.Batch(ids, is_real, is_real & (columns >= prompt_lengths[:, None]))
+    return pretrained.response_logps(
+        lambda ids, logits_to_keep, **_: SimpleNamespace(logits=logits[:, logits_to_keep]), batch)
+
+
 LIBRARY = {
     "causal_attention": causal_attention,
     "sft_loss": sft,
@@ -90,11 +100,12 @@ LIBRARY = {
     "ipo_loss": lambda margins, beta: ipo_loss(margins, *torch.zeros(3, len(margins)), beta)[0],
     "simpo_loss": lambda logps, lengths, beta, gamma:
         simpo_loss(*logps.unbind(1), *lengths.unbind(1), beta, gamma)[0],
+    "response_logps": response_logps,
 }
 
 
 def test_every_lesson_has_an_exercise_and_every_function_a_solution():
-    assert {name[:2] for name in EXERCISES} >= {f"{number:02}" for number in range(1, 10)}
+    assert {name[:2] for name in EXERCISES} >= {f"{number:02}" for number in range(1, 11)}
     assert CHECKS.keys() == LIBRARY.keys() == MISTAKES.keys()
 
 
@@ -195,6 +206,16 @@ def best_of(choose=lambda up_to, below, n: up_to**n - below**n, descending=False
         p = p.flip(0) if descending else p
         return kl(choose(p.cumsum(0), p.cumsum(0) - p, n), p)
     return best_of_n_kl
+
+
+def response_sums(first=0, shift=1, keep=lambda columns, ids, lengths: columns < lengths):
+    """Sums from another token on, or of what another mask keeps."""
+    def logps(logits, ids, prompt_lengths, lengths):
+        columns = torch.arange(ids.shape[1])
+        mask = keep(columns, ids, lengths[:, None]) & (columns >= prompt_lengths[:, None] + first)
+        before = logits[:, :ids.shape[1] - shift].log_softmax(-1)
+        return (before.gather(2, ids[:, shift:, None])[..., 0] * mask[:, shift:]).sum(1)
+    return logps
 
 
 simpo = LIBRARY["simpo_loss"]
@@ -405,6 +426,18 @@ MISTAKES = {  # function: (of the sentence that it gets, what somebody wrote)
             (points[None] >= points[:, None]).all(-1)
             & ~torch.eye(len(points)).bool()).any(1)),
         ("by its number", lambda points: LIBRARY["pareto"](points[:, :2])),
+    ],
+    "response_logps": [
+        ("one sum for each row", lambda *given: response_logps(*given).sum()),
+        ("the sign", lambda *given: -response_logps(*given)),
+        ("it is a mean", lambda *given: response_logps(*given) / (given[3] - given[2])),
+        ("which it has just read", response_sums(shift=0)),
+        ("both have the same id", response_sums(keep=lambda columns, ids, lengths: ids != 2)),
+        ("padding is counted", response_sums(keep=lambda columns, ids, lengths: columns < 99)),
+        ("tokens of the prompt are counted", response_sums(first=-9)),
+        ("the last token of the prompt is counted", response_sums(first=-1)),
+        ("the first token of the response is left out", response_sums(first=1)),
+        ("of the logits as they are", lambda logits, *rest: response_logps(logits / 2, *rest)),
     ],
 }
 
