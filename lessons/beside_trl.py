@@ -26,6 +26,7 @@ from lessons.pretrained import (
     lora_config,
     tokenize,
     train,
+    warmup_steps,
     with_adapters,
 )
 from minigpt.command import peak_memory_mb
@@ -97,7 +98,8 @@ def theirs(rows: Rows, heldout: Rows, config: PretrainedConfig) -> Side:
         model=model.float(), processing_class=tokenizer, peft_config=lora_config(config.rank),
         train_dataset=Dataset.from_list([as_messages(row) for row in rows]),
         args=DPOConfig(
-            beta=config.beta, learning_rate=config.lr, lr_scheduler_type="constant",
+            beta=config.beta, learning_rate=config.lr, lr_scheduler_type="linear",
+            warmup_steps=warmup_steps(-(-len(rows) // config.batch_size)),
             per_device_train_batch_size=config.batch_size, num_train_epochs=1,
             train_sampling_strategy="sequential", gradient_checkpointing=False, bf16=False,
             max_length=None, logging_steps=1, save_strategy="no", report_to=[], use_cpu=True,

