@@ -69,12 +69,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m lessons.build", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lesson", nargs="*", help="numbers of lessons (without any: all)")
-    parser.add_argument("--text", action="store_true",
-                        help="run no script; fill the articles from saved results")
-    parser.add_argument("--figures", action="store_true",
-                        help="run no script but figures.py, on what experiments.py kept")
-    parser.add_argument("--models", action="store_true",
-                        help="run no lesson; train the models that ship with the lessons")
+    less = parser.add_mutually_exclusive_group()
+    less.add_argument("--text", action="store_true",
+                      help="run no script; fill the articles from saved results")
+    less.add_argument("--figures", action="store_true",
+                      help="run no script but figures.py, on what experiments.py kept")
+    less.add_argument("--models", action="store_true",
+                      help="run no lesson; train the models that ship with the lessons")
     options = parser.parse_args(argv)
     if not (LESSONS.parent / "pyproject.toml").exists():
         raise UserError(f"lessons are built in a clone, and {LESSONS} is in none")

@@ -173,9 +173,10 @@ class Lesson:
 
 def spread(value: float | Sequence[float], form: str = ".3f") -> str:
     """Format one number, or several (one per seed) as mean ± half of its 95% interval."""
-    if not isinstance(value, Sequence):
-        return format(value, form)
-    return f"{mean(value):{form}} ± {half_width(value):{form.lstrip('+')}}"
+    values = value if isinstance(value, Sequence) else [value]
+    if len(values) == 1:
+        return format(values[0], form)
+    return f"{mean(values):{form}} ± {half_width(values):{form.lstrip('+')}}"
 
 
 def names() -> list[str]:

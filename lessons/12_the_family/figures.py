@@ -21,16 +21,12 @@ def values(of_seeds, key):
 
 def cells(of_seeds, forms):
     """The table cells of one method: mean ± half of its 95 % interval."""
-    return [said(values(of_seeds, key), form) for key, form in forms.items()]
-
-
-def said(numbers, form):
-    return spread(numbers if len(numbers) > 1 else numbers[0], form)
+    return [spread(values(of_seeds, key), form) for key, form in forms.items()]
 
 
 def difference(of_seeds, others, key, form):
     """The mean difference, seed by seed, and half of its 95 % interval."""
-    return said([a - b for a, b in zip(values(of_seeds, key), values(others, key), strict=True)],
+    return spread([a - b for a, b in zip(values(of_seeds, key), values(others, key), strict=True)],
                 form)
 
 
@@ -62,22 +58,22 @@ lesson.figure("frontier", figure, f"{len(losses)} losses on the same 2,000 pairs
 order = sorted(losses, key=lambda loss: -mean(values(losses[loss], "share")))
 lesson.table("family", ["loss", "share of the possible gain", "true reward", "KL (nats)",
                         "accuracy, held out", "bytes", "broken"],
-             [["SFT", "-", said(values(sft, "reward"), ".2f"), "0", "0.5",
-               said(values(sft, "bytes"), ".0f"), said(values(sft, "broken"), ".0%")]]
+             [["SFT", "-", spread(values(sft, "reward"), ".2f"), "0", "0.5",
+               spread(values(sft, "bytes"), ".0f"), spread(values(sft, "broken"), ".0%")]]
              + [[NAMES[loss], *cells(losses[loss], {"share": ".0%", "reward": ".2f", "kl": ".2f",
                                                     "accuracy": ".3f", "bytes": ".0f",
                                                     "broken": ".0%"})] for loss in order])
 lesson.number("losses", str(len(losses)))
 lesson.number("seeds", str(len(sft)))
 lesson.table("against_dpo", ["loss", "share less DPO's, in points"],
-             [[NAMES[loss], said([100 * (a - b) for a, b in zip(
+             [[NAMES[loss], spread([100 * (a - b) for a, b in zip(
                  values(losses[loss], "share"), values(losses["dpo"], "share"), strict=True)],
                  "+.0f")] for loss in order if loss != "dpo"])
 
 
 for loss in ("ipo", "kto"):
     own = losses.get(loss, losses["dpo"])  # a quick run has not all of them
-    lesson.number(f"{loss}_less_dpo", said([100 * (a - b) for a, b in zip(
+    lesson.number(f"{loss}_less_dpo", spread([100 * (a - b) for a, b in zip(
         values(own, "share"), values(losses["dpo"], "share"), strict=True)], "+.0f"))
 
 # %% Each where it should help

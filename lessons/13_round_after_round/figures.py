@@ -19,10 +19,6 @@ ends = lesson.kept("ends") | {name: [run[-1] for run in runs] for name, runs in 
 OFFLINE, AT_ONCE, ANNOTATORS, ONLINE, LAST = list(ends)[:5]
 
 
-def said(numbers, form):
-    return spread(numbers if len(numbers) > 1 else numbers[0], form)
-
-
 def after(name, number, key):
     """A figure of a road after a round, one value a seed."""
     return [run[number][key] for run in roads[name]]
@@ -30,13 +26,13 @@ def after(name, number, key):
 
 def difference(first, second, key):
     """What the last policy of one road has more than that of another, seed by seed."""
-    return said([a[key] - b[key] for a, b in zip(ends[first], ends[second], strict=True)],
+    return spread([a[key] - b[key] for a, b in zip(ends[first], ends[second], strict=True)],
                 FORMS[key])
 
 
 def change(name, key, since, until=ROUNDS):
     """How a figure of a road changed between two rounds."""
-    return said([b - a for a, b in zip(after(name, since, key), after(name, until, key),
+    return spread([b - a for a, b in zip(after(name, since, key), after(name, until, key),
                                        strict=True)], FORMS[key])
 
 
@@ -46,10 +42,11 @@ SAMPLED = {OFFLINE: 0, ANNOTATORS: 2 * settings["labels"]}
 sft = {key: after(ONLINE, 0, key) for key in ("reward", "order")}
 lesson.table("ends", ["", "labels", "answers sampled", "true reward", "KL (nats)",
                       "reward less DPO's", "KL less DPO's"],
-             [["SFT", "", "", said(sft["reward"], ".2f"), "0", "", ""]] + [
+             [["SFT", "", "", spread(sft["reward"], ".2f"), "0", "", ""]] + [
     [name, f"{LABELS.get(name, settings['labels']):,}",
      f"{SAMPLED.get(name, settings['labels'] * settings['answers']):,}",
-     said([one["reward"] for one in of_seeds], ".2f"), said([one["kl"] for one in of_seeds], ".2f"),
+     spread([one["reward"] for one in of_seeds], ".2f"),
+     spread([one["kl"] for one in of_seeds], ".2f"),
      *(difference(name, OFFLINE, key) if name != OFFLINE else "" for key in ("reward", "kl"))]
     for name, of_seeds in ends.items()])
 for name, first, second in (("online", ONLINE, OFFLINE), ("annotators", ANNOTATORS, OFFLINE),
@@ -64,7 +61,7 @@ lesson.table("second_half", [f"rounds {HALF + 1} to {ROUNDS}", "first judge's sc
                              "true reward", "its judge is right: at first", "in the end",
                              "change"],
              [[name, change(name, "score", HALF), change(name, "reward", HALF),
-               said(after(name, 0, "order"), ".2f"), said(after(name, ROUNDS, "order"), ".2f"),
+               spread(after(name, 0, "order"), ".2f"), spread(after(name, ROUNDS, "order"), ".2f"),
                change(name, "order", 0)]
               for name in roads])
 for short, name in (("online", ONLINE), ("last", LAST), ("rejection", REJECTION)):
@@ -72,11 +69,11 @@ for short, name in (("online", ONLINE), ("last", LAST), ("rejection", REJECTION)
         lesson.number(f"half_{short}_{key}", change(name, key, HALF))
 lesson.number("order_sft", mean(sft["order"]), ".2f")
 lesson.number("order_end", mean(after(REJECTION, ROUNDS, "order")), ".2f")
-lesson.number("own_less_first", said([one["order"] - one["first_order"]
+lesson.number("own_less_first", spread([one["order"] - one["first_order"]
                                       for one in ends[REFRESHED]], "+.3f"))
 for key, form in (("kl", ".1f"), ("distinct", ".0%")):
     lesson.number(f"rejection_end_{key}", mean(after(REJECTION, ROUNDS, key)), form)
-lesson.number("rejection_first_kl", said(after(REJECTION, 1, "kl"), ".2f"))
+lesson.number("rejection_first_kl", spread(after(REJECTION, 1, "kl"), ".2f"))
 lesson.number("distinct_sft", mean(after(REJECTION, 0, "distinct")), ".0%")
 
 # %% Round by round

@@ -16,10 +16,6 @@ COLOUR = dict(zip(NAMES, COLOURS, strict=False))
 FORMS = {"helpful": "+.2f", "polite": "+.2f", "kl": ".2f", "share_of_gain": ".0%"}
 
 
-def said(numbers, form):
-    return spread(list(numbers) if len(numbers) > 1 else numbers[0], form)
-
-
 def values(road, share, key):
     """A figure of the policies at this weight, one value a seed."""
     place = (shares if len(roads[road][0]) == len(shares) else between).index(share)
@@ -44,7 +40,7 @@ def points(of_gain):
 lesson.number("pairs", "1,600")  # `count` of experiments.py
 for name, accuracies in zip(("helpful", "polite"), zip(*lesson.kept("accuracies"), strict=True),
                             strict=True):
-    lesson.number(f"accuracy_{name}", said(accuracies, ".2f"))
+    lesson.number(f"accuracy_{name}", spread(accuracies, ".2f"))
 pairs = lesson.kept("pairs")
 for kind in pairs[0]:
     lesson.number(kind, mean(of_seed[kind] for of_seed in pairs), ".0%")
@@ -52,14 +48,14 @@ optimum = lesson.kept("optimum")  # seed -> share -> (helpful, polite, KL)
 best = [mean(of_seed[shares.index(share)][2] for share in between) for of_seed in optimum]
 lesson.number("kl_optimum", mean(best), ".1f")
 for road in ("RLHF", "labels"):
-    lesson.number(f"overshoot_{road}", said(less(averages(road, between, "kl"), best), "+.1f"))
+    lesson.number(f"overshoot_{road}", spread(less(averages(road, between, "kl"), best), "+.1f"))
 
 # %% The two roads
 lesson.table("roads", ["weight on helpful", "road", "helpful", "polite", "KL (nats)",
                        "share of the possible gain"],
-             [["-", "SFT", *(said([one[key] for one in sft], form) for key, form
+             [["-", "SFT", *(spread([one[key] for one in sft], form) for key, form
                              in FORMS.items() if key in sft[0]), "-"]]
-             + [[f"{share:.0%}", NAMES[road], *(said(values(road, share, key), form)
+             + [[f"{share:.0%}", NAMES[road], *(spread(values(road, share, key), form)
                                                 for key, form in FORMS.items())]
                 for share in shares for road in ("RLHF", "labels")])
 
@@ -72,7 +68,7 @@ def differences(weights):
 
 def difference_row(name, weights):
     worth, kl, of_gain = differences(weights)
-    return [name, said(worth, "+.2f"), said(kl, "+.2f"), said(points(of_gain), "+.0f")]
+    return [name, spread(worth, "+.2f"), spread(kl, "+.2f"), spread(points(of_gain), "+.0f")]
 
 
 lesson.table("against", ["weight on helpful", "weighted reward", "KL (nats)",
@@ -80,9 +76,9 @@ lesson.table("against", ["weight on helpful", "weighted reward", "KL (nats)",
              [*(difference_row(f"{share:.0%}", [share]) for share in shares),
               difference_row("mean of all", shares)])
 worth, kl, of_gain = differences(shares)
-lesson.number("rlhf_less_labels", said(worth, "+.2f"))
-lesson.number("rlhf_less_labels_kl", said(kl, "+.2f"))
-lesson.number("rlhf_less_labels_share", said(points(of_gain), "+.0f"))
+lesson.number("rlhf_less_labels", spread(worth, "+.2f"))
+lesson.number("rlhf_less_labels_kl", spread(kl, "+.2f"))
+lesson.number("rlhf_less_labels_share", spread(points(of_gain), "+.0f"))
 
 
 # %% Does the weight steer?
@@ -92,35 +88,37 @@ def change(road, key, low, high):
 
 
 lesson.table("steer", ["road", "helpful", "polite"],
-             [[NAMES[road], *(said(change(road, key, between[0], between[-1]), "+.2f")
+             [[NAMES[road], *(spread(change(road, key, between[0], between[-1]), "+.2f")
                               for key in ("helpful", "polite"))] for road in NAMES])
 for road in ("RLHF", "labels"):
     for key in ("helpful", "polite"):
-        lesson.number(f"{road}_{key}_range", said(change(road, key, shares[0], shares[-1]), "+.2f"))
+        lesson.number(f"{road}_{key}_range",
+                      spread(change(road, key, shares[0], shares[-1]), "+.2f"))
 lesson.number("sft_bytes", mean(one["bytes"] for one in sft), ".0f")
 lesson.number("RLHF_bytes_at_half", mean(values("RLHF", 0.5, "bytes")), ".0f")
 
 # %% The ways that need no new labels
 lesson.table("cheap", ["road", "weight on helpful", "helpful", "polite", "KL (nats)",
                        "share of the possible gain"],
-             [[NAMES[road], f"{share:.0%}", *(said(values(road, share, key), form)
+             [[NAMES[road], f"{share:.0%}", *(spread(values(road, share, key), form)
                                              for key, form in FORMS.items())]
               for road in ("relabelled", "mixed", "soup") for share in between])
 lesson.table("against_labels", ["road", "weighted reward", "KL (nats)",
                                 "share of the possible gain, in points"], [
-    [NAMES[road], *(said(less(averages(road, between, key), averages("labels", between, key)), form)
+    [NAMES[road], *(spread(less(averages(road, between, key),
+                                averages("labels", between, key)), form)
                     for key, form in (("worth", "+.2f"), ("kl", "+.2f"))),
-     said(points(less(averages(road, between, "share_of_gain"),
+     spread(points(less(averages(road, between, "share_of_gain"),
                       averages("labels", between, "share_of_gain"))), "+.0f")]
     for road in NAMES if road != "labels"])
 for road in NAMES:
     if road != "labels":
-        lesson.number(f"{road}_worth", said(less(averages(road, between, "worth"),
+        lesson.number(f"{road}_worth", spread(less(averages(road, between, "worth"),
                                                  averages("labels", between, "worth")), "+.2f"))
-        lesson.number(f"{road}_share", said(points(less(
+        lesson.number(f"{road}_share", spread(points(less(
             averages(road, between, "share_of_gain"),
             averages("labels", between, "share_of_gain"))), "+.0f"))
-        lesson.number(f"{road}_polite_at_half", said(less(
+        lesson.number(f"{road}_polite_at_half", spread(less(
             values(road, 0.5, "polite"), values("labels", 0.5, "polite")), "+.2f"))
 
 # %% What another pair of weights costs
