@@ -40,7 +40,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0,
 
 
 def rloo_advantages(scores: Tensor) -> Tensor:
-    """REINFORCE leave-one-out (Ahmadian et al. 2024, arXiv:2402.14740, section 3.1).
+    """REINFORCE leave-one-out (Ahmadian et al. 2024, arXiv:2402.14740).
 
         A_i = R_i - 1/(k - 1) sum_{j != i} R_j
 
