@@ -51,6 +51,9 @@ def run_as_notebook(script: Path) -> None:
                                         "language": "python"}}
     NotebookClient(notebook, timeout=None, kernel_name="python3", record_timing=False,
                    resources={"metadata": {"path": str(LESSONS.parent)}}).execute()
+    for cell in notebook.cells:
+        if "outputs" in cell:  # without progress bars, and without warnings that name local paths
+            cell.outputs = [each for each in cell.outputs if each.get("name") != "stderr"]
     jupytext.write(notebook, script.with_suffix(".ipynb"))
 
 

@@ -85,6 +85,7 @@ def test_the_notebook_has_the_cells_of_the_script_and_their_outputs(name, script
     whole = ast.parse((LESSONS / name / f"{script}.py").read_text(encoding="utf-8"))
     assert ast.dump(ast.parse(code)) == ast.dump(whole)
     assert all(cell["execution_count"] for cell in cells) and any(cell["outputs"] for cell in cells)
+    assert not any(each.get("name") == "stderr" for cell in cells for each in cell["outputs"])
 
 
 @of_every_lesson
