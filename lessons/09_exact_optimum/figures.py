@@ -176,7 +176,7 @@ for key, (method, paths) in zip(keys, distances.items(), strict=True):
                  ", ".join(map(str, moments))])
     lesson.number(f"{key}_end", [path[-1] for path in paths])
     lesson.number(f"{key}_best", best)
-lesson.table("language", ["method", "KL(π ‖ π*) at the end", "at its closest",
+lesson.table("language", ["method", "KL(π ‖ π*) at the end", "at its best moment",
                           "reached at step (five seeds)"], rows)
 
 figure, (left, right) = lesson.panels(2, height=3.6)
