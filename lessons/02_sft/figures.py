@@ -72,7 +72,7 @@ def draw_tensors(pair: dict[str, str]) -> None:
     axis.set_axis_off()
     lesson.figure("tensors", figure, "One preference pair as the model reads it, a batch of B = 1 "
                   f"row and T = {len(segments)} columns. A column's logits predict the next byte, "
-                  f"and the first byte of either response is predicted from SEP, column "
+                  f"and the first byte of each response is predicted from SEP, column "
                   f"{segments.index(1) - 1}. Only the coloured columns enter a loss.")
 
 
@@ -81,7 +81,7 @@ draw_tensors({"prompt": "Sum of 1 plus 2?", "chosen": "3.", "rejected": "4."})
 
 # --- the base model knows, and the SFT model imitates ---
 
-lesson.table("layouts", ["the row is", "prompt", "response"], lesson.kept("layouts"))
+lesson.table("layouts", ["layout of the row", "prompt", "response"], lesson.kept("layouts"))
 asked, losses, runs = lesson.kept("asked"), lesson.kept("losses"), lesson.kept("runs")
 for name in asked[0]:
     lesson.number(f"right_{name}", [found[name]["right_share"] for found in asked], ".2f")
@@ -122,7 +122,7 @@ def draw_imitation() -> None:
             for kind in kinds}
     widest = max(gaps, key=lambda kind: abs(gaps[kind]))
     lesson.figure("imitation", figure, "SFT copies the demonstrators' habits, rudeness included: "
-                  "on prompts that it was trained on, its shares are within "
+                  "on prompts that it was trained on, the share of each habit is within "
                   f"{abs(gaps[widest]):.2f} of theirs (the widest gap: {widest}). Bars: 95 % "
                   f"intervals over {len(found)} seeds.")
 
@@ -149,7 +149,7 @@ def table(name: str, first: str, names: dict[str, str], columns: Sequence[str]) 
 table("masks", "scored", {PLAIN: PLAIN, "prompt too": "prompt, response and EOS",
                           "response without EOS": "response without EOS"},
       ("loss", "plain", "right_share", "finished_share", "true_reward"))
-table("forgetting", "demonstrations and ...",
+table("forgetting", "demonstrations, with ...",
       {PLAIN: "nothing else", "rate / 10": "a tenth of the learning rate", FIVE: FIVE,
        THIRTY: THIRTY}, ("loss", "plain", "right_share"))
 table("rates", "peak rate", {"rate / 75": "2e-5", "rate / 10": "0.00015", PLAIN: "0.0015",
@@ -191,9 +191,10 @@ def draw_forgetting() -> None:
     right.set_xlim(0.1, 4)
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     plain, five, thirty = (mean(values(name, "plain")) for name in (PLAIN, FIVE, THIRTY))
-    lesson.figure("forgetting", figure, "SFT without plain text raises the loss on it from "
-                  f"{base:.2f} to {plain:.2f} nats a byte. With 5 % mixed in it ends at {five:.2f},"
-                  f" with 30 % at {thirty:.2f}. Bars: 95 % intervals over {len(losses)} seeds.")
+    lesson.figure("forgetting", figure, "SFT alone raises the loss on plain text from "
+                  f"{base:.2f} to {plain:.2f} nats per byte. With 5 % plain text mixed in, it ends "
+                  f"at {five:.2f}, with 30 % at {thirty:.2f}. Bars: 95 % intervals over "
+                  f"{len(losses)} seeds.")
 
 
 draw_forgetting()

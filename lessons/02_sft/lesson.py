@@ -25,7 +25,7 @@ world = start.world
 
 # %% [markdown]
 # ## The base model knows, and cannot answer
-# It has never seen SEP. It knows questions as plain text only, so we ask it in both ways.
+# It has never seen SEP. It knows questions only as plain text, so we ask it in both ways.
 
 # %%
 prompts = [prompt for prompt in world.heldout_prompts if len(prompt) < 50][:4]
@@ -33,7 +33,7 @@ plain = [[EOS, *encode(prompt + " ")] for prompt in prompts]
 after_sep, sft = ([answer.text[:40] for answer in generate(model, prompts, 60, greedy=True)]
                   for model in (start.base, start.sft))
 goes_on = [decode(ids)[:40] for ids in sample_ids(start.base, plain, 60, greedy=True)]
-lesson.table("answers", ["prompt", "base, after SEP", "base, going on with the text", "SFT"],
+lesson.table("answers", ["prompt", "base, after SEP", "base, in plain text", "SFT"],
              [[prompt, *map(repr, said)]
               for prompt, *said in zip(prompts, after_sep, goes_on, sft, strict=True)],
              title="The most likely answer of each model, to its 40th byte")
@@ -71,8 +71,8 @@ fork = max(range(first, len(labels)), key=surprise(start.sft, example).__getitem
 lesson.number("demonstration", f"{row['prompt']} {row['response']}")
 lesson.number("hardest_byte", labels[fork])
 lesson.figure("row", figure, "One held-out demonstration. After SFT nearly every byte of the "
-              "response is certain. What surprise is left stands where the answer forks, most of "
-              f"it at {labels[fork]!r}.")
+              "response is certain. What surprise is left is at the forks, where the answer can go "
+              f"on in more than one way, most of it at {labels[fork]!r}.")
 
 # %% [markdown]
 # ## Train it yourself, and look at what it forgets

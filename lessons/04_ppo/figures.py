@@ -56,7 +56,7 @@ draw_pipeline(axis, {
     Arrow("losses", "policy", "gradients", via=((0, 3),), colour=GRADIENT),
     Arrow("losses", "value", via=((2, 3),), colour=GRADIENT)])
 lesson.figure("pipeline", figure, "One episode. Four models are in memory: gradients flow back to "
-              "policy and value model (orange); reference and reward model are frozen.")
+              "the policy and the value model (orange); reference and reward model are frozen.")
 start = starting_point(0, quick=lesson.quick)
 lesson.number("weights_policy", f"{start.sft.count_parameters():,}")
 lesson.number("weights_value", f"{sum(p.numel() for p in start.reward.parameters()):,}")
@@ -165,7 +165,7 @@ axes[2].axhline(0, color="grey", linewidth=0.8)
 axes[2].set(ylabel="share of the variance of returns", title="What the values explain")
 first_explained = [values[0] for values in curves["long"]["val/explained_variance"]]
 explained = last_ten("long", "val/explained_variance")
-lesson.figure("health", figure, "Five seeds of the recipe. Entropy falls and stays above 0; few "
+lesson.figure("health", figure, "Five seeds of the recipe. Entropy falls but stays above 0; few "
               "ratios are clipped; the explained variance of the values starts at "
               f"{mean(first_explained):.2f} and is {mean(explained):.2f} in the last ten episodes.")
 lesson.number("first_explained", first_explained, ".2f")
@@ -238,7 +238,7 @@ for policy, says in POLICIES.items():
     noisier = [k3 - k1 for k1, k3 in zip(deviations(policy, "k1"), deviations(policy, "k3"),
                                          strict=True)]
     lesson.number(f"k3_noisier_{policy}", noisier, ".1f")
-lesson.table("estimators", ["policy", "exact KL a token", "k1 / exact", "sd k1", "k2 / exact",
+lesson.table("estimators", ["policy", "exact KL per token", "k1 / exact", "sd k1", "k2 / exact",
                             "sd k2", "k3 / exact", "sd k3"], rows)
 lesson.number("k2_long", relative("long", "k2"), ".1f")
 lesson.number("k2_wrong_sign", relative("wrong_sign", "k2"), ".1f")
@@ -262,6 +262,6 @@ axes[0].legend(loc="upper left")
 for axis in axes:
     axis.set_xticks(range(len(POLICIES)), POLICIES.values(), fontsize=7.5)
 lesson.figure("estimators", figure, "Left: five seeds and 95 % intervals. k1 and k3 have the "
-              "right mean everywhere, k2 has not. Right: each dot is a seed. Far from the "
+              "right mean everywhere, k2 does not. Right: each dot is a seed. Far from the "
               "reference k3 is noisier than k1.")
 lesson.done()

@@ -34,8 +34,8 @@ def key_of(name: str) -> str:
 # ## SFT
 
 # %%
-lesson.table("targets", ["what counts", "scored targets", "the first row reads", "and must say",
-                         "ends scored"], lesson.kept("targets"))
+lesson.table("targets", ["what counts", "scored targets", "for the first, it reads",
+                         "and must predict", "ends scored"], lesson.kept("targets"))
 lesson.number("example_row", lesson.kept("example_row"))
 lesson.number("question", lesson.kept("question"))
 lesson.number("sft_steps", str(lesson.kept("sft_steps")))
@@ -77,8 +77,8 @@ for place, (name, values) in enumerate(reversed(margins.items())):
 axis.set_yticks(range(len(margins)), list(reversed(margins)))
 axis.set_xscale("symlog", linthresh=1)
 axis.set(xlabel="margin of one pair at step 0 (β times nats)", ylabel="reference")
-lesson.figure("step_zero", figure, "Before training: against its own copy every margin is exactly "
-              f"0. One dot is one of {len(values)} pairs (seed 0).")
+lesson.figure("step_zero", figure, "Before training. With its own copy as the reference, every "
+              f"margin is exactly 0. Each dot is one of {len(values)} pairs (seed 0).")
 assert all(result["size"] == 0 for result in zero["its own copy"]), "the caption says: exactly 0"
 
 # %% [markdown]
@@ -130,8 +130,8 @@ right.axvline(sum(lesson.kept("sft_reward")) / len(lesson.kept("sft_reward")), c
               linestyle=":")
 right.set(xlabel="true reward (dotted: before training)", title="What the answers are worth")
 lesson.figure("dpo", figure, "DPO gone wrong. Swapped labels look healthy in training and wrong on "
-              "held-out pairs. A rate 30 times too high has a fair accuracy on both, and answers "
-              "that are worthless. Bars: 95 % intervals over five seeds; runs without a bar are "
+              "held-out pairs. With a rate 30 times too high, accuracy is fair on both, and the "
+              "answers are worthless. Bars: 95 % intervals over five seeds; runs without a bar are "
               "seed 0 alone.")
 
 # %% [markdown]
@@ -165,9 +165,9 @@ left.set(xlabel="episode", ylabel="mean score", title="What everybody watches")
 right.set(xlabel="episode", ylabel="exact KL (nats per response)", title="What else is logged")
 left.legend(loc="lower right")
 rewards = {name: f"{result['reward']:.2f}" for name, result in ppo.items()}
-lesson.figure("ppo", figure, "PPO (seed 0). Where the KL is too cheap (kl_coeff 0.01) the score "
-              "looks like that of the healthy run; the KL does not, and the true reward is "
-              f"{rewards['kl_coeff 0.01']} in place of {rewards['healthy']}.")
+lesson.figure("ppo", figure, "PPO (seed 0). With too small a KL penalty (kl_coeff 0.01) the score "
+              "looks like the healthy run's. The KL does not, and the true reward is "
+              f"{rewards['kl_coeff 0.01']} instead of {rewards['healthy']}.")
 
 # %% [markdown]
 # ## What the library refuses, and where to look

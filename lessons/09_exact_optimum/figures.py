@@ -114,10 +114,11 @@ for name, share, style in (("reference", uncovered["ref_share"], ":"),
 right.set(xlabel="probability of the two answers in no pair", ylabel="loss, or objective",
           title="What the pairs cannot say", ylim=(0, 1))
 right.legend(loc="lower right")
-lesson.figure("pairs", figure, "Left: the distance falls as 1/N, and pairs from the reference must "
-              f"be {constants['the reference'] / constants['all answers alike']:.1f} times as many "
-              "as pairs of all answers alike (mean of twenty seeds; the bands hold the middle "
-              "80 %). Right: DPO's loss is flat in what it was not shown; RLHF's objective is not.")
+lesson.figure("pairs", figure, "Left: the distance falls as 1/N, and it takes "
+              f"{constants['the reference'] / constants['all answers alike']:.1f} times as many "
+              "pairs from the reference as pairs that cover all answers alike (mean of twenty "
+              "seeds; the bands hold the middle 80 %). Right: DPO's loss does not depend on the "
+              "probability of the answers that it was not shown; RLHF's objective does.")
 
 # %% [markdown]
 # ## Labels that never err, and an optimum out of reach
@@ -149,9 +150,9 @@ for (name, (w, j, _, _)), colour, mark in zip(stops.items(), (BLUE, PINK, RED, O
 right.set(xlabel="w, the policy's only number", ylabel="E[r] - β KL",
           title="Where each method stops", ylim=(-0.2, 0.75))
 right.legend(loc="lower right")
-lesson.figure("apart", figure, "Left: with labels that never err DPO's log-ratios keep growing, at "
-              "either β; IPO's stand still. Right: when no policy of the family is π*, each aim "
-              "has its own best one, and DPO's depends on where its pairs come from.")
+lesson.figure("apart", figure, "Left: with labels that never err, DPO's log-ratios keep growing at "
+              "both values of β, while IPO's stop. Right: when the policy cannot be π*, each "
+              "objective has its own best policy, and DPO's depends on where its pairs come from.")
 
 # %% [markdown]
 # ## The language of brackets
@@ -176,7 +177,7 @@ for key, (method, paths) in zip(keys, distances.items(), strict=True):
     lesson.number(f"{key}_end", [path[-1] for path in paths])
     lesson.number(f"{key}_best", best)
 lesson.table("language", ["method", "KL(π ‖ π*) at the end", "at its best moment",
-                          "which came at step"], rows)
+                          "reached at step (five seeds)"], rows)
 
 figure, (left, right) = lesson.panels(2, height=3.6)
 methods = list(distances)
@@ -193,8 +194,8 @@ right.set(title="A fixed set of pairs")
 left.legend(loc="upper right")
 right.legend(loc="lower left")
 lesson.figure("language", figure, f"All {language['answers']} answers enumerated, five seeds. "
-              "Left: exact gradient, PPO and DPO approach π*. Right: on fixed pairs DPO comes "
-              "nearer and, where they are few, leaves again.")
+              "Left: exact gradient, PPO and DPO approach π*. Right: on a fixed set of pairs, DPO "
+              "gets closer and, where the pairs are few, moves away again.")
 
 rows = []
 for count, cells in lesson.kept("classes").items():

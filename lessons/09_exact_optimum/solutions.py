@@ -149,7 +149,7 @@ lesson.number("needed_ref", rows[0][2])
 lesson.number("needed_even", rows[1][2])
 lesson.number("needed_beta_1", rows[2][2])
 lesson.table("needed", ["pairs from", "β", "pairs needed, by the formula",
-                        "KL(π ‖ π*) that so many gave"], rows, title="Pairs for a KL of 0.01")
+                        "KL(π ‖ π*) with that many"], rows, title="Pairs for a KL of 0.01")
 
 # %% [markdown]
 # ## 5. The same number of pairs, from the policy as it learns
