@@ -143,14 +143,14 @@ def prompt_text(tokenizer: Any, question: str) -> str:
 def response_text(tokenizer: Any, question: str, response: str) -> str:
     """What follows `prompt_text` in an answered conversation: the response, and what ends it.
 
-    Raises UserError if the template words a prompt otherwise once it is answered.
+    Raises UserError if the template changes a prompt once it is answered.
     """
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": response}]
     text = tokenizer.apply_chat_template(messages, tokenize=False)
     prompt = prompt_text(tokenizer, question)
     if not text.startswith(prompt):
-        raise UserError("the model's chat template words a prompt otherwise once it is answered, "
-                        "so the two cannot be told apart")
+        raise UserError("the model's chat template changes a prompt once it is answered, so the "
+                        "response cannot be separated from it")
     return text.removeprefix(prompt)
 
 

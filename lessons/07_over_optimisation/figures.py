@@ -137,9 +137,9 @@ axes[1].legend(loc="lower left")
 starts = [f"{mean(c[0] for c in over_seeds('curves', name, 'correlation')):.2f} ({NAMES[name]})"
           for name in NAMES]
 lesson.figure("proxies", figure, "Left: one perfect optimiser, four things to optimise "
-              f"({len(SEEDS)} seeds; bands: 95% intervals). Right: among the answers that it "
-              f"gives, proxy and truth correlate {', '.join(starts)} at the start, and less the "
-              "harder the proxy is optimised.")
+              f"({len(SEEDS)} seeds; bands: 95% intervals). Right: among its answers, the "
+              f"correlation of proxy and truth starts at {', '.join(starts)}. The harder the "
+              "proxy is optimised, the lower it gets.")
 
 # --- best-of-n, DPO and PPO ----------------------------------------------------------------------
 
@@ -197,10 +197,10 @@ axes[0].legend(loc="lower left", fontsize=7.5)
 falls = [f"{method} {mean(of_runs(method, best[method], 'true_reward')):.2f} to "
          f"{mean(of_runs(method, strengths[-1], 'true_reward')):.2f}"
          for method, strengths in STRENGTHS.items()]
-lesson.figure("hump", figure, "Push harder and harder against a proxy of 1,000 pairs "
-              f"({len(SEEDS)} seeds; bars: 95% intervals). True reward from the best setting to "
-              f"the hardest: {', '.join(falls)}. The scores of best-of-n and PPO are highest "
-              "at the hardest setting; DPO's is not.")
+lesson.figure("hump", figure, "Push harder and harder against a proxy trained on 1,000 pairs "
+              f"({len(SEEDS)} seeds; bars: 95% intervals). The true reward falls from the best "
+              f"setting to the hardest: {', '.join(falls)}. With best-of-n and PPO the proxy's "
+              "score is highest at the hardest setting; with DPO it is not.")
 
 # --- over-optimisation or displacement? ----------------------------------------------------------
 
@@ -222,7 +222,7 @@ for method, (colour, marker) in METHODS.items():
         axis.errorbar(kls, value, yerr=half, color=colour, marker=marker, markersize=4.5,
                       linewidth=1.2, elinewidth=0.8, label=method)
 over_kl(axes[0], "share of broken answers", furthest, (0.25, 1, 2, 4, 8, 16, 24))
-over_kl(axes[1], "score: broken less whole answers", furthest, (0.25, 1, 2, 4, 8, 16, 24))
+over_kl(axes[1], "score: broken minus whole answers", furthest, (0.25, 1, 2, 4, 8, 16, 24))
 axes[0].legend(loc="upper left", fontsize=7.5)
 axes[1].axhline(0, color="grey", linestyle=":", linewidth=1)
 axes[0].set_title("How much of what it says is broken?")
@@ -244,9 +244,10 @@ for method in ("DPO", "PPO"):
                   difference(of_runs(method, hardest, "broken"), excess), "+.2f")
 shares = {method: mean(of_runs(method, strengths[-1], "broken"))
           for method, strengths in STRENGTHS.items()}
-lesson.figure("broken", figure, "Left: broken answers hold a word that does not exist, or do not "
-              f"end. At the hardest setting {shares['DPO']:.0%} of DPO's and {shares['PPO']:.0%} "
-              "of PPO's are. Right: what the proxy gives broken answers beyond whole ones.")
+lesson.figure("broken", figure, "Left: the share of broken answers, which contain a made-up word "
+              f"or never end. At the hardest setting it is {shares['DPO']:.0%} for DPO and "
+              f"{shares['PPO']:.0%} for PPO. Right: the proxy's mean score of broken answers, "
+              "minus that of whole ones.")
 
 titles = {"SFT": "SFT", "DPO": f"DPO, beta {STRENGTHS['DPO'][-1]:g}",
           "few": f"PPO, kl_coeff {STRENGTHS['PPO'][-1]:g}"}
@@ -279,14 +280,17 @@ for axis, key, ylabel in zip(axes, ("words", "right"),
                    NAMES[name])
     over_kl(axis, ylabel, 6.2, (0.1, 0.5, 1, 2, 3, 4, 6))
 axes[0].legend(loc="upper left")
-found = [f"{NAMES[name]}: {mean(c[-1] for c in over_seeds('curves', name, 'words')):.1f} words, "
-         f"{mean(c[-1] for c in over_seeds('curves', name, 'right')):.2f} right" for name in NAMES]
-lesson.figure("hacked", figure, "What the perfect optimiser of each proxy does with its KL. At the "
-              f"far end: {'; '.join(found)}.")
+found = [f"{mean(c[-1] for c in over_seeds('curves', name, 'words')):.1f} words and "
+         f"{mean(c[-1] for c in over_seeds('curves', name, 'right')):.2f} ({NAMES[name]})"
+         for name in NAMES]
+lesson.figure("hacked", figure, "What the perfect optimiser of each proxy buys with its KL. At the "
+              "hardest push, the mean length of its answers and the share of them that are right "
+              f"are {', '.join(found)}.")
 
 counts = list(FACTS["by_pairs"])
 faults = ("wrong", "evasive", "rude", "not polite", "rambling", "ignores the request")
-lesson.table("facts", ["rejected for being", *(f"{int(count):,} pairs" for count in counts)],
+lesson.table("facts", ["fault of the rejected answer",
+                       *(f"{int(count):,} pairs" for count in counts)],
              [[fault, *(f"{FACTS['by_pairs'][count].get(fault, math.nan):.2f}" for count in counts)]
               for fault in faults])
 for count, key in ((counts[0], "early"), (counts[-1], "late")):
@@ -298,7 +302,7 @@ lesson.number("facts_sft_right", FACTS["sft_right"], ".2f")
 
 untreated = over_seeds("hacked", "few", "true_reward")
 least = STRENGTHS["PPO"][-1]
-CURES = {"nothing": f"nothing: kl_coeff {least:g}",
+CURES = {"nothing": f"no cure: kl_coeff {least:g}",
          "stop by true_reward": "stop early, by true labels",
          "stop by other": "stop early, by a second model", "firm": "kl_coeff 1",
          "target_kl": "target_kl 1", "minimum": "minimum of 3 reward models",
@@ -321,7 +325,7 @@ for key, (rewards, kls) in found.items():
     lesson.number(f"cure_{name}", rewards, ".2f")
     lesson.number(f"cure_{name}_kl", kls, ".2f")
     lesson.number(f"cure_{name}_gain", gain, "+.2f")
-lesson.table("cures", ["cure", "KL", "true reward", "gain over nothing"], rows)
+lesson.table("cures", ["cure", "KL", "true reward", "gain over no cure"], rows)
 best_over_firm = difference(found["best_of_16"][0], found["firm"][0])
 lesson.number("best_of_16_over_firm", best_over_firm, ".2f")
 for judge in ("true_reward", "other"):
@@ -352,9 +356,9 @@ axes[1].set(xlabel="true reward of held-out answers", ylim=(len(CURES) - 0.4, -1
             xlim=(None, limit_true[-1] + 0.5))
 lesson.figure("cures", figure, "Left: the score of the proxy ends at "
               f"{mean(run[-1]['proxy'] for run in along):.1f}, the true reward at "
-              f"{mean(untreated):.2f}, and a second reward model, of other pairs, does not object. "
-              "Right: each cure on the same PPO run (seeds as dots; bands and bars: 95% "
-              "intervals).")
+              f"{mean(untreated):.2f}, and a second reward model, trained on other pairs, does not "
+              "object. Right: each cure, beside the same PPO run without one (dots: seeds; bands "
+              "and bars: 95% intervals).")
 
 rows, single = [], over_seeds("ensembles", "one", "best_of_n")
 for name, title in (("one", "one of them"), ("mean", "mean of 3"), ("minimum", "minimum of 3")):

@@ -19,8 +19,8 @@ def over_seeds(form, *keys):
 
 
 # %% Where prompt and response meet
-lesson.table("meet", ["prompt", "in two parts", "chosen less rejected", "as one text, cut",
-                      "chosen less rejected"],
+lesson.table("meet", ["prompt", "in two parts", "log-prob, chosen minus rejected",
+                      "as one text, cut", "log-prob, chosen minus rejected"],
              [[way, *(cell for one in found
                       for cell in (one["tokens"], f"{one['difference']:+.2f}"))]
               for way, found in lesson.kept("meet").items()])
@@ -58,7 +58,7 @@ axis.axhline(0, color="grey", linewidth=1, linestyle=":")
 axis.set(xlabel="optimizer step", ylabel="log pi / ref of training pairs (nats)")
 axis.legend()
 lesson.figure("full", figure, f"One pass over {full[0]['pairs']} pairs of real instructions: both "
-              "log-ratios start at 0, and a gap opens. One line a seed, mean of 8 steps.")
+              "log-ratios start at 0, and a gap opens. One line per seed; running mean of 8 steps.")
 
 # %% Beside TRL
 sides = trl["ours"], trl["theirs"]
@@ -70,8 +70,8 @@ lesson.table("trl", ["", "this loop", "TRL"], [
       for name in ("loss", "logps/chosen", "logps/rejected")),
     ["loss, last steps", *(f"{side['last_loss']:.3f}" for side in sides)],
     ["held-out pairs ranked right", *(f"{side['accuracy']:.3f}" for side in sides)],
-    ["time", "1", f"{trl['times_as_fast']:.1f}"],
-    ["peak memory", "1", f"{1 / trl['share_of_memory']:.1f}"]])
+    ["time (this loop = 1)", "1", f"{trl['times_as_fast']:.1f}"],
+    ["peak memory (this loop = 1)", "1", f"{1 / trl['share_of_memory']:.1f}"]])
 
 # %% The whole of it
 figure, axis = lesson.panels()
@@ -83,6 +83,6 @@ draw_pipeline(axis, {
     "loss": Box(3.4, 0.5, "DPO loss", "data"),
 }, [("row", "ids", ""), ("ids", "policy", ""), ("ids", "reference", ""),
     ("policy", "loss", "2 log-probs"), ("reference", "loss", "2 log-probs")])
-lesson.figure("pipeline", figure, "One model in memory, read twice in each step: with its adapters "
+lesson.figure("pipeline", figure, "One model in memory, run twice in each step: with its adapters "
               "it is the policy, without them the reference.")
 lesson.done()

@@ -53,8 +53,8 @@ axis.annotate("limit", (kls[-1], rewards[-1]), (6, 0), textcoords="offset points
 axis.set(xlabel="KL from SFT (nats per response)", ylabel="true reward",
          xlim=(-0.05, 1.1 * max(mean(values(of_seeds, "kl")) for of_seeds in losses.values())))
 lesson.figure("frontier", figure, f"{len(losses)} losses on the same 2,000 pairs: they differ in "
-              "how far they go, hardly in the true reward that they reach. The limit is the best "
-              f"possible at each distance. Means of {len(sft)} seeds, with 95 % intervals.")
+              "how far they go, but most reach about the same true reward. The limit is the best "
+              f"possible at each KL. Means of {len(sft)} seeds, with 95 % intervals.")
 order = sorted(losses, key=lambda loss: -mean(values(losses[loss], "share")))
 lesson.table("family", ["loss", "share of the possible gain", "true reward", "KL (nats)",
                         "accuracy, held out", "bytes", "broken"],
@@ -65,7 +65,7 @@ lesson.table("family", ["loss", "share of the possible gain", "true reward", "KL
                                                     "broken": ".0%"})] for loss in order])
 lesson.number("losses", str(len(losses)))
 lesson.number("seeds", str(len(sft)))
-lesson.table("against_dpo", ["loss", "share less DPO's, in points"],
+lesson.table("against_dpo", ["loss", "share minus DPO's, in points"],
              [[NAMES[loss], spread([100 * (a - b) for a, b in zip(
                  values(losses[loss], "share"), values(losses["dpo"], "share"), strict=True)],
                  "+.0f")] for loss in order if loss != "dpo"])
@@ -89,15 +89,16 @@ def small_table(name, kept, forms, head, names=None):
 
 
 small_table("noise", "noise", {"reward": ".2f", "share": ".0%", "accuracy": ".3f"},
-            ["loss", "true reward", "share", "accuracy, clean labels", "reward less DPO's"])
+            ["loss", "true reward", "share", "accuracy, clean labels", "reward minus DPO's"])
 small_table("length", "length", {"bytes": ".0f", "reward": ".2f", "share": ".0%"},
-            ["loss", "bytes", "true reward", "share", "bytes less DPO's"], NAMES)
+            ["loss", "bytes", "true reward", "share", "bytes minus DPO's"], NAMES)
 small_table("low_beta", "low_beta", {"broken": ".0%", "chosen": "+.1f", "rejected": "+.1f",
                                      "reward": ".2f"},
             ["loss", "broken answers", "log-ratio, chosen", "log-ratio, rejected", "true reward",
-             "broken less DPO's"], NAMES)
+             "broken minus DPO's"], NAMES)
 small_table("thumbs", "thumbs", {"reward": ".2f", "kl": ".2f", "accuracy": ".3f"},
-            ["KTO on", "true reward", "KL (nats)", "accuracy, held out", "reward less the first"])
+            ["KTO on", "true reward", "KL (nats)", "accuracy, held out",
+             "reward minus the first row's"])
 noise, length = lesson.kept("noise"), lesson.kept("length")
 lesson.number("noise_ipo", difference(noise["IPO"], noise["DPO"], "reward", "+.2f"))
 lesson.number("noise_cdpo", difference(noise["cDPO"], noise["DPO"], "reward", "+.2f"))
@@ -120,6 +121,7 @@ for axis, key, label in zip(axes, ("broken", "chosen"),
 axes[1].axhline(0, color="grey", linewidth=1)
 for loss, of_seeds in low_beta.items():
     lesson.number(f"broken_{loss}", mean(values(of_seeds, "broken")), ".0%")
-lesson.figure("displacement", figure, "At beta 0.1 DPO lowers the chosen answers, too, and breaks "
-              "its text; the two losses that hold the chosen up do so less. A point is a seed.")
+lesson.figure("displacement", figure, "At beta 0.1 DPO makes even the chosen answers less likely, "
+              "and many of its own answers are broken. With the two losses that hold the chosen "
+              "ones up, both happen less. Each point is a seed.")
 lesson.done()

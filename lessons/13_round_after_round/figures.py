@@ -41,7 +41,7 @@ LABELS = {REFRESHED: settings["all_labels"], MORE: settings["all_labels"]}
 SAMPLED = {OFFLINE: 0, ANNOTATORS: 2 * settings["labels"]}
 sft = {key: after(ONLINE, 0, key) for key in ("reward", "order")}
 lesson.table("ends", ["", "labels", "answers sampled", "true reward", "KL (nats)",
-                      "reward less DPO's", "KL less DPO's"],
+                      "reward minus DPO's", "KL minus DPO's"],
              [["SFT", "", "", spread(sft["reward"], ".2f"), "0", "", ""]] + [
     [name, f"{LABELS.get(name, settings['labels']):,}",
      f"{SAMPLED.get(name, settings['labels'] * settings['answers']):,}",
@@ -58,8 +58,8 @@ for name, first, second in (("online", ONLINE, OFFLINE), ("annotators", ANNOTATO
 
 # %% The second half of the rounds, and the judge
 lesson.table("second_half", [f"rounds {HALF + 1} to {ROUNDS}", "first judge's score",
-                             "true reward", "its judge is right: at first", "in the end",
-                             "change"],
+                             "true reward", "its judge orders correctly: SFT's answers",
+                             "the final policy's answers", "difference"],
              [[name, change(name, "score", HALF), change(name, "reward", HALF),
                spread(after(name, 0, "order"), ".2f"), spread(after(name, ROUNDS, "order"), ".2f"),
                change(name, "order", 0)]
@@ -97,8 +97,8 @@ for axis, key, label in zip(axes, ("reward", "score", "kl"),
 axes[0].axhline(mean(one["reward"] for one in ends[OFFLINE]), color="black", linestyle=":",
                 label=OFFLINE)
 figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
-lesson.figure("rounds", figure, "Six rounds on a judge's word: its score rises, but in the end no "
-              "road can be told from one pass of DPO in true reward. Of these only the one tied to "
-              "the start stays near SFT. "
+lesson.figure("rounds", figure, "Six rounds of training on a judge's verdicts. Its score rises, "
+              "but in the end five seeds cannot tell the true reward of any method from that of "
+              "one pass of DPO. Of these methods only the one tied to the start stays near SFT. "
               f"Means of {len(ends[OFFLINE])} seeds, with 95 % intervals.")
 lesson.done()

@@ -9,7 +9,7 @@ from minigpt.plots import COLOURS
 lesson = Lesson("14_several_objectives", "figures")
 shares, roads, sft = (lesson.kept(name) for name in ("shares", "roads", "sft"))
 between = [share for share in shares if 0 < share < 1]
-NAMES = {"RLHF": "RLHF, weighed rewards", "labels": "DPO, weighed labels",
+NAMES = {"RLHF": "RLHF, weighted rewards", "labels": "DPO, weighted labels",
          "relabelled": "DPO, labels by the reward models", "mixed": "DPO, mixed labels",
          "soup": "DPO, soup"}
 COLOUR = dict(zip(NAMES, COLOURS, strict=False))
@@ -51,7 +51,7 @@ for road in ("RLHF", "labels"):
     lesson.number(f"overshoot_{road}", spread(less(averages(road, between, "kl"), best), "+.1f"))
 
 # %% The two roads
-lesson.table("roads", ["weight on helpful", "road", "helpful", "polite", "KL (nats)",
+lesson.table("roads", ["weight on helpful", "method", "helpful", "polite", "KL (nats)",
                        "share of the possible gain"],
              [["-", "SFT", *(spread([one[key] for one in sft], form) for key, form
                              in FORMS.items() if key in sft[0]), "-"]]
@@ -61,7 +61,7 @@ lesson.table("roads", ["weight on helpful", "road", "helpful", "polite", "KL (na
 
 
 def differences(weights):
-    """RLHF less weighed labels, in means over these weights: weighted reward, KL, share."""
+    """RLHF less weighted labels, in means over these weights: weighted reward, KL, share."""
     return [less(*(averages(road, weights, key) for road in ("RLHF", "labels")))
             for key in ("worth", "kl", "share_of_gain")]
 
@@ -87,7 +87,7 @@ def change(road, key, low, high):
     return less(values(road, high, key), values(road, low, key))
 
 
-lesson.table("steer", ["road", "helpful", "polite"],
+lesson.table("steer", ["method", "helpful", "polite"],
              [[NAMES[road], *(spread(change(road, key, between[0], between[-1]), "+.2f")
                               for key in ("helpful", "polite"))] for road in NAMES])
 for road in ("RLHF", "labels"):
@@ -98,12 +98,12 @@ lesson.number("sft_bytes", mean(one["bytes"] for one in sft), ".0f")
 lesson.number("RLHF_bytes_at_half", mean(values("RLHF", 0.5, "bytes")), ".0f")
 
 # %% The ways that need no new labels
-lesson.table("cheap", ["road", "weight on helpful", "helpful", "polite", "KL (nats)",
+lesson.table("cheap", ["method", "weight on helpful", "helpful", "polite", "KL (nats)",
                        "share of the possible gain"],
              [[NAMES[road], f"{share:.0%}", *(spread(values(road, share, key), form)
                                              for key, form in FORMS.items())]
               for road in ("relabelled", "mixed", "soup") for share in between])
-lesson.table("against_labels", ["road", "weighted reward", "KL (nats)",
+lesson.table("against_labels", ["method", "weighted reward", "KL (nats)",
                                 "share of the possible gain, in points"], [
     [NAMES[road], *(spread(less(averages(road, between, key),
                                 averages("labels", between, key)), form)
@@ -124,7 +124,7 @@ for road in NAMES:
 # %% What another pair of weights costs
 seconds = {road: mean(averages(road, between, "seconds")) for road in NAMES}
 reward_seconds = mean(lesson.kept("reward_seconds"))
-lesson.table("cost", ["road", "before the first weights", "for each new pair of weights"], [
+lesson.table("cost", ["method", "before the first weights", "for each new pair of weights"], [
     [NAMES["RLHF"], f"2 labels a pair, two reward models ({reward_seconds:.0f} s)",
      f"one RLOO run ({seconds['RLHF']:.0f} s)"],
     [NAMES["labels"], "nothing", f"1 new label a pair, one DPO run ({seconds['labels']:.0f} s)"],
@@ -161,7 +161,7 @@ for axis in axes:
     axis.set(xlabel="helpful (mean of the true dimension)", xlim=(-0.1, 2.05))
 axes[0].set(ylabel="polite (mean of the true dimension)")
 axes[0].plot(*[[mean(of_seed[place][side] for of_seed in optimum) for place in range(len(shares))]
-               for side in (0, 1)], "D", color="black", markersize=5, label="optimum of both")
+               for side in (0, 1)], "D", color="black", markersize=5, label="shared optimum")
 draw(axes[0], "RLHF", shares)
 draw(axes[0], "labels", shares)
 draw(axes[1], "labels", shares, alpha=0.45)
@@ -170,7 +170,7 @@ for road in ("relabelled", "mixed", "soup"):
 for axis in axes:
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 lesson.figure("front", figure, "Each line goes from most weight on polite (left) to most on helpful"
-              " (right). Left: the two roads, and the optimum that both aim at and miss. Right: "
-              "three ways to new weights without new labels. Limits at 0.5, 1 and 2 nats of KL; "
-              f"means of {len(sft)} seeds, with 95 % intervals.")
+              " (right). Left: RLHF and DPO, and the optimum that both aim at and miss. Right: "
+              "three ways to get new weights without new labels. Black: the best possible at 0.5, "
+              f"1 and 2 nats of KL. Means of {len(sft)} seeds, with 95 % intervals.")
 lesson.done()

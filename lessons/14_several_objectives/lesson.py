@@ -1,6 +1,6 @@
 # %% [markdown]
 # # 14. Several objectives
-# Two objectives, weighed in three places, in half a minute. The article is README.md beside this.
+# Two objectives, weighted in three places, in half a minute. The article is README.md beside this.
 
 # %%
 import copy
@@ -31,7 +31,7 @@ def labels(weight):
 
 
 # %% [markdown]
-# ## One pair, two annotators: one looks at facts alone, the other at manners alone
+# ## One pair, two annotators: one looks only at facts, the other only at manners
 
 # %%
 parts = start.world.reward_parts  # (prompt, answer) -> (helpful, polite), the true ones
@@ -45,7 +45,7 @@ print(f"prompt          {pair['prompt']}\nmore helpful    {pair['chosen']}\n"
 # ## Weights on the labels: DPO
 
 # %%
-roads = {"DPO, weighed labels": [
+roads = {"DPO, weighted labels": [
     dpo_train(start.fresh_policy(), start.sft, labels(weight), **{**DPO, "batch_size": 16})[0]
     for weight in lesson.progress(WEIGHTS, "DPO")]}
 
@@ -58,7 +58,7 @@ rewards = [train_centered(start.sft, labels(weight), start.world.prompts,
            for weight in lesson.progress((1.0, 0.0), "reward models")]
 settings = {**combined(["lesson", "rloo"], PPOConfig), "advantage": "rloo", "batch_size": 64,
             "kl_coeff": DPO["beta"], "num_episodes": lesson.pick(25, 2)}
-roads["RLHF, weighed rewards"] = [
+roads["RLHF, weighted rewards"] = [
     ppo_training(start.fresh_policy(), start.sft, Ensemble(rewards, weights=[weight, 1 - weight]),
                  start.world.prompts, **settings)[0]
     for weight in lesson.progress(WEIGHTS, "RLOO")]
@@ -67,7 +67,7 @@ roads["RLHF, weighed rewards"] = [
 # ## No training at all: the mean of the two extreme DPO policies' weights
 
 # %%
-most_polite, _, most_helpful = roads["DPO, weighed labels"]
+most_polite, _, most_helpful = roads["DPO, weighted labels"]
 soup, theirs = copy.deepcopy(most_helpful), most_polite.state_dict()
 soup.load_state_dict({name: (own + theirs[name]) / 2 for name, own in soup.state_dict().items()})
 roads["DPO, soup"] = [most_polite, soup, most_helpful]
@@ -90,11 +90,11 @@ for road, policies in roads.items():
 axis.plot(*measured(start.sft), "*", color="grey", markersize=11, label="SFT")
 axis.set(xlabel="helpful (mean of the true dimension)", ylabel="polite")
 axis.legend()
-lesson.table("one_seed", ["road", "weight on helpful", "helpful", "polite"], rows, "The roads")
-lesson.figure("one_seed", figure, "One seed: on every road more weight on helpful costs manners.")
+lesson.table("one_seed", ["method", "weight on helpful", "helpful", "polite"], rows, "Methods")
+lesson.figure("one_seed", figure, "One seed: more weight on helpful always costs manners.")
 
 # %%
-for weight, policy in zip(WEIGHTS, roads["RLHF, weighed rewards"], strict=True):
+for weight, policy in zip(WEIGHTS, roads["RLHF, weighted rewards"], strict=True):
     answer, = generate(policy, [pair["prompt"]], LONGEST_ANSWER, greedy=True)
     print(f"RLHF with {weight:.0%} on helpful says: {answer.text}")
 lesson.done()

@@ -44,7 +44,7 @@ for road, of_seeds in kept["roads"].items():
         points.append([mean(of_seed[place][key] for of_seed in of_seeds)
                        for key in ("helpful", "polite")])
 found = pareto(torch.tensor(points)).tolist()
-lesson.table("front", ["road", "weight on helpful", "helpful", "polite"],
+lesson.table("front", ["method", "weight on helpful", "helpful", "polite"],
              [[*name, f"{helpful:+.2f}", f"{polite:+.2f}"] for name, (helpful, polite), on
               in sorted(zip(names, points, found, strict=True), key=lambda one: one[1]) if on],
              title=f"On the front: {sum(found)} of {len(found)} policies")
@@ -52,7 +52,7 @@ lesson.table("front", ["road", "weight on helpful", "helpful", "polite"],
 # %% [markdown]
 # ## 2. To vote, or to add up?
 # Pairs in which one answer is more helpful and the other more polite. How often is the more helpful
-# one chosen, if everybody weighs both, and if half look at facts alone and half at manners alone?
+# one chosen, if everybody weighs both, and if half look only at facts and half only at manners?
 
 
 # %%
@@ -112,8 +112,8 @@ rewards = [train_centered(start.sft, labels(weight), world.prompts,
            for weight in lesson.progress((1.0, 0.0), "reward models")]
 tripled = [rewards[0], Ensemble([rewards[1]], weights=[3.0])]
 lesson.table("scales", ["polite score", "weights", "helpful", "polite", "KL (nats)"], [
-    ["as it is", "50 : 50", *trained(rewards, [0.5, 0.5])],
+    ["unchanged", "50 : 50", *trained(rewards, [0.5, 0.5])],
     ["times 3", "50 : 50", *trained(tripled, [0.5, 0.5])],
-    ["as it is", "25 : 75", *trained(rewards, [0.25, 0.75])]],
+    ["unchanged", "25 : 75", *trained(rewards, [0.25, 0.75])]],
     title="The same weights, another scale")
 lesson.done()

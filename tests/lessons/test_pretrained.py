@@ -91,7 +91,7 @@ def test_a_prompt_is_the_same_tokens_whatever_answers_it(tokenizer):
 def test_a_template_that_words_an_answered_prompt_otherwise_is_refused():
     _, tokenizer = tiny()
     tokenizer.chat_template = "{{ messages | length }} {{ messages[0].content }}"
-    with pytest.raises(UserError, match="words a prompt otherwise"):
+    with pytest.raises(UserError, match="changes a prompt once it is answered"):
         tokenize(tokenizer, ROWS[0])
 
 
