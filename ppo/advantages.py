@@ -20,9 +20,9 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0,
 
     V_t is the value of the state *before* token t.  V and A are 0 after a response's last token.
 
-    Args: rewards, values and mask, each (B, T); the mask is True on the response tokens, which are
-    contiguous in each row.
-    Returns: advantages and returns, each (B, T), detached, 0 outside the mask.
+    Args: rewards, values and mask, each (B, T), or (B, k, T) with one response a row; the mask is
+    True on the response tokens, which are contiguous in each row.
+    Returns: advantages and returns, shaped alike, detached, 0 outside the mask.
     Raises ValueError if the shapes differ.
     """
     if not rewards.shape == values.shape == mask.shape:
@@ -30,12 +30,12 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0,
                          f"mask {tuple(mask.shape)} must have the same shape")
     rewards, values = masked(rewards.detach(), mask), masked(values.detach(), mask)
     advantages = torch.zeros_like(values)
-    next_value = next_advantage = torch.zeros_like(values[:, 0])
-    for t in reversed(range(values.shape[1])):
-        delta = rewards[:, t] + gamma * next_value - values[:, t]
-        next_advantage = (delta + gamma * lam * next_advantage) * mask[:, t]
-        next_value = values[:, t]
-        advantages[:, t] = next_advantage
+    next_value = next_advantage = torch.zeros_like(values[..., 0])
+    for t in reversed(range(values.shape[-1])):
+        delta = rewards[..., t] + gamma * next_value - values[..., t]
+        next_advantage = (delta + gamma * lam * next_advantage) * mask[..., t]
+        next_value = values[..., t]
+        advantages[..., t] = next_advantage
     return advantages, advantages + values
 
 

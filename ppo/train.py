@@ -166,8 +166,7 @@ def ppo_training(policy: Model, reference: Model | None, reward: AnyReward,
         with torch.no_grad(), optimizer.precision():
             if value_model is not None:
                 values = loop.gathered("value").values(rollout.batch)          # (B, T)
-                advantages, returns = gae(rollout.rewards, values, rollout.mask, config.gamma,
-                                          config.lam)
+                advantages, returns = gae_by_response(rollout, values, config.gamma, config.lam)
                 if config.whiten:                      # after the returns were made from them
                     advantages = whiten(advantages, rollout.mask)
             else:
@@ -221,6 +220,15 @@ def ppo_training(policy: Model, reference: Model | None, reward: AnyReward,
         log.history["objective/kl_exact"]
 
 
+def gae_by_response(rollout: Rollout, values: Tensor, gamma: float,
+                    lam: float) -> tuple[Tensor, Tensor]:
+    """`gae` of each response alone, though k of them share a row: advantages and returns, (B, T)."""
+    masks = rollout.batch.response_masks                                       # (B, k, T)
+    rewards, values = (x[:, None].expand_as(masks) for x in (rollout.rewards, values))
+    advantages, returns = gae(rewards, values, masks, gamma, lam)
+    return advantages.sum(1), returns.sum(1)
+
+
 def compared(rollout: Rollout, advantage: Advantage) -> Tensor:
     """Advantages without a value model, (B, T): of groups, or by a function of one's own.
 
@@ -261,9 +269,6 @@ def check_groups(advantage: Advantage, config: PPOConfig) -> None:
     for name in ("gamma", "lam", "whiten", "value_lr", "value_coeff", "value_clip"):
         if advantage in GROUP_ADVANTAGES and getattr(config, name) != getattr(PPOConfig, name):
             raise UserError(f"{name}={getattr(config, name)} would change nothing: it is for gae")
-    if advantage == "gae" and k > 1:
-        raise UserError(f"samples_per_prompt={k}: gae compares with a value model and needs no "
-                        f"groups: choose --advantage {' or '.join(GROUP_ADVANTAGES)}")
     for name in ("batch_size", "minibatch_size"):
         if getattr(config, name) % k:
             raise UserError(f"{name}={getattr(config, name)} counts responses, so it must be a "
@@ -310,8 +315,8 @@ def signs_in_episode(history: Mapping[str, Sequence[float]], step: int, prompts:
     signs = signs_of_collapse(
         {"kl_nats_per_response": history["objective/kl_exact"][step],
          "finished_share": history["val/num_eos_tokens"][step] / (prompts * k)}, ADVICE)
-    flat = history["val/flat_groups"][step] / prompts if k > 1 else 0.0
-    if flat > MOST_FLAT_GROUPS:
+    if config.advantage in GROUP_ADVANTAGES and \
+            (flat := history["val/flat_groups"][step] / prompts) > MOST_FLAT_GROUPS:
         signs.append(f"in {flat:.0%} of the groups all responses score the same, so these teach "
                      "nothing: raise --samples-per-prompt, or use a reward that tells more apart")
     return [f"episode {step + 1}: {sign}" for sign in signs]

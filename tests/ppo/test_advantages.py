@@ -36,6 +36,15 @@ def test_gae_equals_the_brute_force_sum_of_discounted_deltas(gamma, lam):
     assert (advantages[~mask] == 0).all() and (returns[~mask] == 0).all()
 
 
+def test_responses_in_layers_of_their_own_do_not_know_of_each_other():
+    rewards, values, mask = ragged()
+    halves = torch.stack([mask & (torch.arange(12) < 5), mask & (torch.arange(12) >= 5)], 1)
+    both = gae(*(x[:, None].expand_as(halves) for x in (rewards, values)), halves)
+    for number in range(2):
+        alone = gae(rewards, values, halves[:, number])
+        assert all(torch.equal(a[:, number], b) for a, b in zip(both, alone, strict=True))
+
+
 def test_with_gamma_and_lambda_one_the_returns_are_the_reward_to_go():
     rewards, values, mask = ragged()
     _, returns = gae(rewards, values, mask, gamma=1.0, lam=1.0)

@@ -323,7 +323,6 @@ def test_fewer_prompts_than_a_batch_asks_for_make_a_smaller_one(train):
 @pytest.mark.parametrize(("options", "message"), [
     ({"samples_per_prompt": 1}, r"rloo compares .* must be at least 2"),
     ({"advantage": "grpo", "samples_per_prompt": 1}, r"grpo compares .* must be at least 2"),
-    ({"advantage": "gae"}, r"samples_per_prompt=4: gae .* choose --advantage rloo or grpo"),
     ({"batch_size": 10}, r"batch_size=10 .* multiple of samples_per_prompt=4"),
     ({"batch_size": 2}, r"batch_size=2 .* multiple of samples_per_prompt=4"),
     ({"minibatch_size": 6}, r"minibatch_size=6 .* multiple of samples_per_prompt=4"),

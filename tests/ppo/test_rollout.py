@@ -8,7 +8,7 @@ from minigpt.kl import exact_kl, kl_k3
 from minigpt.sampling import sample_ids
 from ppo import ppo_loss
 from ppo.rollout import Experience, RolloutMaker, token_rewards
-from ppo.train import PPOConfig, prompt_batches
+from ppo.train import PPOConfig, gae_by_response, prompt_batches
 from reward import Ensemble
 from reward.combine import as_reward
 
@@ -219,6 +219,19 @@ def test_a_row_of_k_responses_is_k_separate_rows(of_groups):
     assert group.logps[group.mask].std() > 1 and group.exact_kl.min() > 0.1
     assert len(group.batch.response_lengths.unique()) >= 4
     assert group.finished.any() and not group.finished.all()
+
+
+def test_values_and_gae_of_a_row_of_k_responses_are_those_of_k_rows(of_groups):
+    models, group = of_groups
+    rows = as_rows(models, group)
+    *_, value_model = models
+    with torch.no_grad():
+        found, expected = (gae_by_response(rollout, value_model.values(rollout.batch), 0.9, 0.7)
+                           for rollout in (group, rows))
+    for of_group, of_rows in zip(found, expected, strict=True):
+        torch.testing.assert_close(of_group[group.mask], of_rows[rows.mask], rtol=0, atol=1e-9)
+        assert (of_group[~group.mask] == 0).all()
+        assert of_rows[rows.mask].std() > 0.1
 
 
 def test_float32_too_agrees_where_logits_are_not_extreme(make_model, make_reward):
