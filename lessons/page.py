@@ -37,7 +37,7 @@ def page() -> str:
     parser = markdown()
     return filled(
         "frame.html",
-        style=(READER / "style.css").read_text(encoding="utf-8") + code_colours(),
+        style=code_colours() + (READER / "style.css").read_text(encoding="utf-8"),
         reader=(READER / "reader.js").read_text(encoding="utf-8"),
         sliders=(READER / "sliders.js").read_text(encoding="utf-8"),
         runs=json.dumps(results_of("07_over_optimisation")["experiments"]["data"]["frontier"],
@@ -68,11 +68,18 @@ def article(parser: Any, name: str, path: Path) -> str:
                   lambda found: f'{found[1]}="{target(path, found[2])}"', text)
     text = re.sub(r'<img src="([^"]+)"[^>]*>',
                   lambda image: f'<a class="figure" href="{image[1]}">{image[0]}</a>', text)
+    text = re.sub(r'(\(?)(<span class="math inline">.*?</span>)([.,;:?)]*)', whole, text)
     text = re.sub(r"<h([1-6])>(.*?)</h\1>",
                   lambda found: heading(name, int(found[1]), found[2]), text)
+    text = text.replace("<th></th>", "<td></td>")  # an empty cell heads nothing
     text = text.replace("<table>", '<div class="wide"><table>') \
         .replace("</table>", "</table></div>")
     return f'<section class="article" id="{name}">\n{text}</section>'
+
+
+def whole(found: re.Match[str]) -> str:
+    """A formula in a line, together with the punctuation that must not part from it."""
+    return f'<span class="whole">{found[0]}</span>' if found[1] or found[3] else found[0]
 
 
 def heading(name: str, level: int, text: str) -> str:
@@ -119,13 +126,19 @@ def markdown() -> Any:
 
 
 def spaced(formula: str) -> str:
-    """MathML with the spaces that TeX would set: after a function's name, and none behind a sign;
-    and with what a maximum is over below it."""
+    """MathML with the spaces that TeX would set: around a function's name, and none behind a sign;
+    and with what a maximum or a sum in brackets is over below it."""
     opening = "&#x00028;|&#x0005B;|&#x0003D;|&#x0002C;"  # ( [ = ,
     formula = re.sub(r"<mi>(log|exp)</mi>(?!<mo[^>]*>&#x00028;)",
                      r'<mi>\1</mi><mspace width="0.17em"/>', formula)
+    formula = re.sub(r"(</m(?:i|n|sub|sup|frac)>|<mo[^>]*>(?:&#x00029;|&#x02207;)</mo>)"
+                     r"<mi>(log|exp)</mi>", r'\1<mspace width="0.17em"/><mi>\2</mi>', formula)
     formula = re.sub(rf"((?:<mo[^>]*>(?:{opening})</mo>|<mrow>))<mo>&#x02212;</mo>",
                      r'\1<mo form="prefix">&#x02212;</mo>', formula)
+    formula = re.sub(r"<msubsup>(<mo>&#x02211;</mo>(?:(?!<msubsup>).)*?)</msubsup>",
+                     r"<munderover>\1</munderover>", formula)
+    formula = re.sub(r"<mo>(max|min)</mo>(?=(?:<mrow>)?<mo[^>]*>(?:&#x00028;|\()</mo>)",
+                     r'<mo lspace="0.17em" rspace="0">\1</mo>', formula)
     return re.sub(r"<msub><mo>(max|min)</mo>(<mi>[^<]*</mi>)</msub>",
                   r"<munder><mo>\1</mo>\2</munder>", formula)
 
@@ -135,5 +148,5 @@ def code_colours() -> str:
     from pygments.formatters import HtmlFormatter
 
     light, dark = (HtmlFormatter(style=style).get_style_defs("pre")
-                   for style in ("friendly", "monokai"))
-    return f"\n{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n"
+                   for style in ("xcode", "monokai"))
+    return f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n"

@@ -87,6 +87,10 @@ def test_formulas_are_spaced_as_tex_would():
     assert formula.count('<mo form="prefix">&#x02212;</mo>') == 1  # behind =, not the difference
     assert formula.count("<mi>log</mi><mspace") == 1               # not in front of a bracket
     assert "<munder><mo>max</mo>" in formula
+    formula = spaced(convert(r"\beta \log \left[ \sum_{t=1}^T \max(x, y) \right]", display="block"))
+    assert formula.count('</mi><mspace width="0.17em"/><mi>log</mi>') == 1
+    assert "<munderover><mo>&#x02211;</mo>" in formula
+    assert 'rspace="0">max</mo>' in formula
 
 
 def test_figures_open_on_a_tap(text):
