@@ -40,6 +40,25 @@ function show() {
   place === open ? scrollTo(0, 0) : place.scrollIntoView();
 }
 
+// A figure opens large above the page; Escape or a click closes it.
+const large = document.getElementById("large");
+document.querySelectorAll(".figure").forEach(figure => figure.addEventListener("click", event => {
+  if (event.ctrlKey || event.metaKey || event.shiftKey) return;  // the file, in a tab or window of its own
+  event.preventDefault();
+  large.lastElementChild.replaceChildren(figure.querySelector("img").cloneNode());
+  large.showModal();
+}));
+large.addEventListener("click", () => large.close());
+
+// What is wider than its place can be focused, so that the arrow keys scroll it in every browser.
+const sideways = new ResizeObserver(entries => {
+  for (const { target } of entries)
+    if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
+    else target.removeAttribute("tabindex");
+});
+document.querySelectorAll("pre, .wide, .math").forEach(block => sideways.observe(block));
+
 document.documentElement.classList.add("reading");
+narrow.addEventListener("change", () => { menu.open = !narrow.matches; });
 addEventListener("hashchange", show);
 show();
