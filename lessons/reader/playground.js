@@ -47,7 +47,7 @@ function make(name, attributes, ...children) {
   return element;
 }
 
-const line = (contents, cell = "td") => make("tr", {}, ...contents.map(content => make(cell, {}, content)));
+const line = (contents, cell = "td") => make("tr", {}, ...contents.map(content => make(content === "" ? "td" : cell, {}, content)));
 const table = (id, head, rows) => part(id).replaceChildren(line(head, "th"), ...rows);
 const bar = (share, ...words) => make("span", { class: "bar", style: `--share: ${100 * share}%` }, ...words);
 
@@ -119,8 +119,7 @@ function showByte() {
   const before = at ? `After “${textOf(ids.slice(0, at))}”` : "At the start";
   part("byte-text").textContent =
     `${before} ${POLICIES[name]} wrote “${spoken(ids[at])}”: log π/ref ${signed(ratio[at])}; reward if it ended ` +
-    `here ${signed(reward[at])}; entropy ${entropy[at].toFixed(2)} nats. Below: how likely each model found each byte ` +
-    "there, at temperature 1, and the log-ratio to SFT.";
+    `here ${signed(reward[at])}; entropy ${entropy[at].toFixed(2)} nats.`;
 
   const p = (policy, id) => Math.exp(logProbs[policy][at][id]);
   const likeliest = id => Math.max(...Object.keys(POLICIES).map(policy => p(policy, id)));

@@ -35,6 +35,13 @@ const line = (svg, points, colour, more = {}) =>
   draw(svg, "polyline", { points: points.map(point => point.join(",")).join(" "), fill: "none", stroke: colour, "stroke-width": 2.2, ...more });
 const control = id => document.getElementById(id);
 const say = (id, text) => { control(id).textContent = text; };
+
+// Beside the slider, and for a screen reader: what its position stands for.
+function sayValue(id, text) {
+  say(id + "-out", text);
+  control(id).setAttribute("aria-valuetext", text);
+}
+
 const softplus = z => Math.max(z, 0) + Math.log1p(Math.exp(-Math.abs(z)));  // -log sigmoid(-z), without overflow
 
 function showLoss() {
@@ -47,8 +54,8 @@ function showLoss() {
   draw(svg, "text", { x: x(20), y: y(Math.LN2) - 5, "text-anchor": "end", "font-size": 12, fill: INK }, "log 2: policy = reference");
   line(svg, grid.map(m => [x(m), y(loss(m))]), BLUE);
   if (loss(margin) <= 4) draw(svg, "circle", { cx: x(margin), cy: y(loss(margin)), r: 6, fill: RED });
-  say("beta-out", beta.toPrecision(2));
-  say("margin-out", margin.toFixed(1));
+  sayValue("beta", beta.toPrecision(2));
+  sayValue("margin", margin.toFixed(1));
   say("loss-text", `Loss ${loss(margin).toFixed(4)}. This pair still pulls with ${(100 * weight).toFixed(1)} % of its full force ` +
     `(the weight σ(−β × margin)), so each nat more would lower the loss by ${(beta * weight).toFixed(4)}. ` +
     `Annotators would prefer the chosen response with probability ${(100 * (1 - weight)).toFixed(1)} % if the margin were right.`);
@@ -82,7 +89,7 @@ function showFrontier() {
     const at = ours.filter(run => run.strength === strength);
     words.push(`${name} at ${strength}: true reward ${average(at.map(run => run.true_reward)).toFixed(2)} at ` +
                `${average(at.map(run => run.kl)).toFixed(2)} nats`);
-    say(id + "-out", strength);
+    sayValue(id, strength);
   }
   const at = Number(control("tilt").value);
   if (seen(limit.kl[at], limit.true_reward[at]))
@@ -91,7 +98,7 @@ function showFrontier() {
     draw(svg, "circle", { cx: 540, cy: 30 + 20 * i, r: 5, fill: colour });
     draw(svg, "text", { x: 552, y: 34 + 20 * i, "font-size": 12, fill: INK }, name);
   });
-  say("tilt-out", limit.beta[at].toPrecision(2));
+  sayValue("tilt", limit.beta[at].toPrecision(2));
   say("frontier-text", `Closed form at β = ${limit.beta[at].toPrecision(2)}: ${limit.true_reward[at].toFixed(2)} at ` +
       `${limit.kl[at].toFixed(2)} nats. Means over seeds: ${words.join("; ")}.`);
 }

@@ -190,26 +190,54 @@ document.activeElement.dispatchEvent(
 </script>"""
 
 
-@needs_browser
-def test_the_page_answers_in_a_browser_as_the_library_does(tmp_path, sample):
+# What a phone must not meet: a page that is wider than its window, a control without a name.
+ON_A_PHONE = """<script type="module">
+const named = control => control.labels?.length || control.ariaLabel || control.innerText?.trim()
+  || control.querySelector("img[alt]:not([alt=''])");
+const faults = [];
+document.body.style.width = "390px";  // a window of Chromium has at least 500
+for (const article of articles) {
+  articles.forEach(each => each.classList.toggle("open", each === article));
+  if (document.body.scrollWidth > 390) faults.push(`${article.id} is too wide`);
+  for (const control of article.querySelectorAll("a:not(.here), button, input, select, summary"))
+    if (control.checkVisibility() && !named(control)) faults.push(control.outerHTML);
+}
+document.title = `faults: ${faults}.`;
+</script>"""
+
+
+def in_browser(script: str, tmp_path: Path, place: str, *options: str) -> str:
+    """The page with this script, as it stands in a browser after it ran.  It must log nothing."""
     site = (LESSONS / "site" / "index.html").read_text(encoding="utf-8")
     path = tmp_path / "index.html"
-    path.write_text(site.replace("</body>", BY_HAND + "</body>"), encoding="utf-8")
+    path.write_text(site.replace("</body>", script + "</body>"), encoding="utf-8")
     ran = subprocess.run(
         [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync",
-         f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr",
-         "--virtual-time-budget=20000", "--dump-dom",
-         path.as_uri() + "#playground?prompt=Opposite+of+cold%3F&seed=5&temperature=1.3"],
+         f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", *options,
+         "--virtual-time-budget=20000", "--dump-dom", path.as_uri() + place],
         text=True, capture_output=True, check=True, timeout=120)
     assert ":CONSOLE" not in ran.stderr  # what a page logs, errors among it
+    return ran.stdout
+
+
+@needs_browser
+def test_on_a_phone_no_page_is_too_wide_and_every_control_has_a_name(tmp_path):
+    page = in_browser(ON_A_PHONE, tmp_path, "#playground", "--window-size=500,844")
+    assert re.search("<title>(.*?)</title>", page, re.DOTALL)[1] == "faults: ."
+
+
+@needs_browser
+def test_the_page_answers_in_a_browser_as_the_library_does(tmp_path, sample):
+    page = in_browser(BY_HAND, tmp_path,
+                      "#playground?prompt=Opposite+of+cold%3F&seed=5&temperature=1.3")
     answers = {part[:3]: [int(byte) for byte in re.findall(r'data-byte="(\d+)"', part)]
-               for part in ran.stdout.split('data-model="')[1:]}
+               for part in page.split('data-model="')[1:]}
     assert answers == {name: sample(load_checkpoint(MODELS / f"{name}.pt"), "Opposite of cold?", 5,
                                     1.3, LONGEST_ANSWER) for name in ("sft", "dpo", "ppo")}
-    pressed = re.findall(r'<button[^>]*data-at="(\d+)"[^>]*aria-pressed="true"', ran.stdout)
+    pressed = re.findall(r'<button[^>]*data-at="(\d+)"[^>]*aria-pressed="true"', page)
     assert pressed == ["1"]
-    text = {name: re.search(rf'<p id="{name}-text"[^>]*>(.*?)</p>', ran.stdout)[1]
+    text = {name: re.search(rf'<p id="{name}-text"[^>]*>(.*?)</p>', page)[1]
             for name in ("tilt", "pair")}
     assert "effective number of samples" in text["tilt"]
     assert "wrong order" in text["pair"]
