@@ -272,7 +272,7 @@ draw_pipeline(axis, {
     "reward": Box(1, 0, "reward model:\ntrunk + head", "trained"),
     "scores": Box(2, 0, "two scores,\nread at EOS", "data"),
     "loss": Box(3, 0, "-log sigmoid of\nthe difference", "data"),
-}, [("pair", "reward", "bytes"), ("sft", "reward", "weights, once"),
+}, [("pair", "reward", "bytes"), ("sft", "reward", "copied"),
     ("reward", "scores", ""), ("scores", "loss", "(B, 2)")])
 lesson.figure("pipeline", figure,
               "Training a reward model: one model in memory, and no sampling. The SFT model gives "
