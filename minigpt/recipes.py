@@ -76,8 +76,8 @@ RECIPES = {
         "SFTConfig": {"lr": 1.5e-3, "batch_size": 8, "weight_decay": 0.1, "precision": "float32"},
         "RewardConfig": {"num_epochs": 2, "lr": 3e-4, "batch_size": 8, "warmup": 0.1,
                          "weight_decay": 0.1, "precision": "float32"},
-        "PPOConfig": {"num_episodes": 60, "minibatch_size": 64, "lr": 3e-4, "kl_coeff": 0.5,
-                      "max_new_tokens": 64},
+        "PPOConfig": {"num_episodes": 60, "samples_per_prompt": 1, "minibatch_size": 64,
+                      "lr": 3e-4, "kl_coeff": 0.5, "max_new_tokens": 64},
         "DPOConfig": {"num_epochs": 1, "lr": 1e-4, "beta": 2.0, "batch_size": 32,
                       "precision": "float32"},
     }),
@@ -106,6 +106,7 @@ RECIPES |= {name: Recipe("loss", {"DPOConfig": settings}, name)
             for name, settings in LOSS_SETTINGS.items()}
 RECIPES |= {name: Recipe("advantage", {"PPOConfig": settings}, name)
             for name, settings in ADVANTAGE_SETTINGS.items()}
+RECIPES["gae"] = Recipe("advantage", {"PPOConfig": {"samples_per_prompt": 4}}, "gae")
 RECIPES["lora"] = Recipe("lora_rank", {"DPOConfig": {"lr": Times(10)},
                                        "PPOConfig": {"lr": Times(10 / 3)}})
 

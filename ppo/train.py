@@ -56,15 +56,15 @@ ADVICE = {"kl_nats_per_response": "raise --kl-coeff, or lower --lr",
 class PPOConfig(TrainingConfig):
     """The settings of PPO, and their defaults."""
 
-    num_episodes: int = option(32, "episodes: a rollout of batch_size responses, and its updates",
+    num_episodes: int = option(64, "episodes: a rollout of batch_size responses, and its updates",
                                at_least=1)
     lr: float = option(3e-4, "peak learning rate of the policy", above=0)
     value_lr: float = option(1e-3, "peak learning rate of the value model", above=0)
     advantage: str = option("gae", "what a response is compared with: a value model's expectation "
                                    "(gae), or the other responses to its prompt (rloo, grpo)",
                             choices=("gae", *GROUP_ADVANTAGES))
-    samples_per_prompt: int = option(1, "responses to each prompt of a rollout: the group that "
-                                        "rloo and grpo compare", at_least=1)
+    samples_per_prompt: int = option(1, "responses to each prompt of a rollout, which is read once "
+                                        "for all; the group that rloo and grpo compare", at_least=1)
     kl_in: str = option("reward", "where kl_coeff enters: in the reward of each token, or in the "
                                   "loss, times k3 there", choices=("reward", "loss"))
     batch_size: int = option(128, "responses in one rollout (if there are too few prompts, one "
@@ -133,6 +133,9 @@ def ppo_training(policy: Model, reference: Model | None, reward: AnyReward,
     name = None if callable(advantage) else str(advantage)
     config = with_recipes(PPOConfig, (str(name), *recipes_of(policy)), advantage=name,
                           num_episodes=num_episodes, lr=lr, kl_coeff=kl_coeff, **options)
+    if advantage == "gae" and "samples_per_prompt" not in options:  # gae does not need the recipe's
+        config.samples_per_prompt = math.gcd(config.samples_per_prompt, config.batch_size,
+                                             config.minibatch_size)
     check_groups(advantage, config)
     if config.kl_in == "loss" and kl_estimator is not kl_k1:
         raise ValueError("kl_in='loss' uses k3, so a kl_estimator would change nothing")
@@ -222,7 +225,7 @@ def ppo_training(policy: Model, reference: Model | None, reward: AnyReward,
 
 def gae_by_response(rollout: Rollout, values: Tensor, gamma: float,
                     lam: float) -> tuple[Tensor, Tensor]:
-    """`gae` of each response alone, though k of them share a row: advantages and returns, (B, T)."""
+    """`gae` of each response alone, though k share a row: advantages and returns, (B, T)."""
     masks = rollout.batch.response_masks                                       # (B, k, T)
     rewards, values = (x[:, None].expand_as(masks) for x in (rollout.rewards, values))
     advantages, returns = gae(rewards, values, masks, gamma, lam)

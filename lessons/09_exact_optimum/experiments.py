@@ -463,7 +463,7 @@ class Language:
         torch.manual_seed(self.seed)
         ppo_training(policy, self.reference, BracketReward(**TINY), [PROMPT] * rollout,
                      num_episodes=episodes, lr=3e-3, kl_coeff=BETA, batch_size=rollout,
-                     minibatch_size=64, max_new_tokens=LONGEST, seed=self.seed,
+                     samples_per_prompt=1, minibatch_size=64, max_new_tokens=LONGEST, seed=self.seed,
                      measure=lambda *_: path.append(self.distance(policy)) or {})
 
 

@@ -8,6 +8,7 @@ import torch
 import minigpt.seeding
 from minigpt import EOS, SEP, encode, generate
 from minigpt.checkpoint import load_state
+from minigpt.errors import UserError
 from minigpt.examples import NoRoomError, tokenize_prompt
 from minigpt.kl import kl_k3
 from minigpt.options import parse
@@ -105,7 +106,7 @@ def test_training_raises_a_known_reward_well_above_its_start(reciter, copy_of, s
                                                              advantage):
     policy, rewards, _ = run(copy_of(reciter), reciter, ByteReward(**small), prompts,
                              num_episodes=80, lr=2e-3, batch_size=64, minibatch_size=12,
-                             max_new_tokens=24, advantage=advantage)
+                             max_new_tokens=24, advantage=advantage, samples_per_prompt=1)
     assert sum(rewards[-5:]) / 5 > rewards[0] + 1.5
     share_of_o = []
     for model in (reciter, policy):
@@ -303,7 +304,8 @@ def test_gae_as_a_function_of_the_rollout_is_the_first_step_of_gae(reciter, copy
     def advantage(rollout):
         advantages, _ = gae(rollout.rewards, reward.values(rollout.batch), rollout.mask)
         return whiten(advantages, rollout.mask) if whitened else advantages
-    options = {"num_episodes": 1, "ppo_epochs": 1, "minibatch_size": 12, "lr": 1e-3}
+    options = {"num_episodes": 1, "ppo_epochs": 1, "minibatch_size": 12, "lr": 1e-3,
+               "samples_per_prompt": 1}
     policy, _, _ = run(copy_of(reciter), reciter, reward, prompts, whiten=whitened, **options)
     by_hand, _, _ = run(copy_of(reciter), reciter, reward, prompts, advantage=advantage, **options)
     for found, expected in zip(policy.parameters(), by_hand.parameters(), strict=True):
@@ -321,7 +323,7 @@ def test_advantages_are_whitened_only_if_asked_for(reciter, copy_of, make_reward
             means.append(float(advantages[rollout.mask].mean()))
             return advantages
         return advantage
-    options = {"num_episodes": 1, "ppo_epochs": 1, "minibatch_size": 12}
+    options = {"num_episodes": 1, "ppo_epochs": 1, "minibatch_size": 12, "samples_per_prompt": 1}
     run(copy_of(reciter), reciter, make_reward(), prompts, advantage=measured_by(make_reward()),
         **options)
     run(copy_of(reciter), reciter, make_reward(), prompts, whiten=False, out=str(tmp_path),
@@ -476,3 +478,18 @@ def test_sampling_and_shuffling_draw_from_seeds_of_their_own_in_every_episode(
     assert len(set(seeds[:12])) == 12
     assert of_rank_1[1::2] == seeds[1:6:2]  # every process shuffles alike
     assert not set(of_rank_1[::2]) & set(seeds[:12])  # and samples in its own way
+
+
+@pytest.mark.parametrize(("minibatch", "k"), [(5, 1), (6, 2), (4, 4)])
+def test_gae_takes_as_many_responses_to_a_prompt_as_divide_the_batch_sizes(
+        reciter, copy_of, make_reward, prompts, minibatch, k):
+    asked = []
+    run(copy_of(reciter), reciter, make_reward(), prompts, num_episodes=1, minibatch_size=minibatch,
+        measure=lambda texts, _: asked.extend(texts) or {})
+    assert len(asked) == 12 and asked == [prompt for prompt in asked[::k] for _ in range(k)]
+
+
+def test_a_number_of_responses_that_was_chosen_must_divide_them(reciter, copy_of, make_reward,
+                                                                prompts):
+    with pytest.raises(UserError, match=r"minibatch_size=5 .* multiple of samples_per_prompt=4"):
+        run(copy_of(reciter), reciter, make_reward(), prompts, samples_per_prompt=4)
