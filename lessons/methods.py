@@ -40,8 +40,8 @@ METHODS = {
     "dpo": Method("DPO", "pairs and nothing else: the first thing to try", "dpo"),
     "rloo": Method("RLOO", "as PPO, without the value model: less memory, less to tune", "ppo",
                    ("--advantage", "rloo"), "--reward"),
-    "rloo-long": Method("RLOO, 96 episodes", "as RLOO, with three times the time for it", "ppo",
-                        ("--advantage", "rloo", "--num-episodes", "96"), "--reward"),
+    "rloo-long": Method("RLOO, 128 episodes", "as RLOO, with twice the time for it", "ppo",
+                        ("--advantage", "rloo", "--num-episodes", "128"), "--reward"),
     "grpo": Method("GRPO", "as RLOO, where rewards are right or wrong and questions differ in "
                            "difficulty", "ppo", ("--advantage", "grpo"), "--reward"),
     "ipo": _loss("IPO", "ipo", "labels that hardly ever err, where DPO's margins never stop"),

@@ -463,8 +463,8 @@ class Language:
         torch.manual_seed(self.seed)
         ppo_training(policy, self.reference, BracketReward(**TINY), [PROMPT] * rollout,
                      num_episodes=episodes, lr=3e-3, kl_coeff=BETA, batch_size=rollout,
-                     samples_per_prompt=1, minibatch_size=64, max_new_tokens=LONGEST, seed=self.seed,
-                     measure=lambda *_: path.append(self.distance(policy)) or {})
+                     samples_per_prompt=1, minibatch_size=64, max_new_tokens=LONGEST,
+                     seed=self.seed, measure=lambda *_: path.append(self.distance(policy)) or {})
 
 
 languages = [Language(seed) for seed in lesson.progress(seeds, "languages")]
