@@ -29,8 +29,11 @@ def start(device: str) -> None:
     if not is_on() or dist.is_initialized():
         return
     if device.startswith("cuda"):
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(own)
+        dist.init_process_group("nccl", device_id=own)
+    else:
+        dist.init_process_group("gloo")
     if rank() > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - stays open
 
