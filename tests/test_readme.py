@@ -76,7 +76,8 @@ def test_every_option_named_in_the_text_exists():
     known = {"--" + name.replace("_", "-") for module in map(import_module, names)
              for value in vars(module).values()
              for name in getattr(value, "__dataclass_fields__", ())}
-    known |= {"--help", "--nproc-per-node", "--peers", "--json", "--check", "--no-deps"}
+    known |= {"--help", "--nproc-per-node", "--peers", "--peers-new", "--json", "--check",
+              "--no-deps"}
     assert set(re.findall(r"--[a-z][a-z-]+", README)) <= known
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
+from string import ascii_letters
 from typing import Any
 
 import torch
@@ -21,9 +22,12 @@ from minigpt.command import peak_memory_mb
 from minigpt.processor import keep_freed_memory, onednn_matmul
 
 ROWS, EPISODES, GENERATED = 512, 256, 64 * 64 * 3
+ANSWERS = 4  # to each prompt of rloo and grpo
 DIFFERENT_PROMPTS = {"generate": 64, "groups": 4}  # of 64 rows: each its own, or 16 answers to each
 UNITS = {"sft": "examples/s", "reward": "pairs/s", "dpo": "pairs/s", "ppo": "episodes/s",
-         "generate": "tokens/s", "groups": "tokens/s"}
+         "generate": "tokens/s", "groups": "tokens/s",
+         "rloo": "episodes/s", "grpo": "episodes/s", "kto": "rows/s"}
+NEW = ("rloo", "grpo", "kto")  # compared with the TRL of [peers-new]; the others with [peers]'s
 Work = Callable[[], object]
 WORDS = ("river", "stone", "bridge", "two", "friends", "spoke", "about", "maps", "letters",
          "weather", "and", "bread", "how", "far", "the", "next", "town", "might", "be", "before",
@@ -44,6 +48,22 @@ def benchmark_rows(path: str | Path | None, count: int) -> list[Record]:
         return " ".join(rng.choices(WORDS, k=length))[:length].strip()
     return [{"prompt": text(54, 120), "chosen": text(71, 120) + " a",
              "rejected": text(71, 120) + " b"} for _ in range(count)]
+
+
+def labelled_rows(rows: Sequence[Record]) -> list[Record]:
+    """Half of the pairs taken apart: as many rows as there are pairs.
+
+    In random order, since TRL's batches for KTO follow that of the rows.
+    """
+    labelled = [{"prompt": row["prompt"], "completion": row[column], "label": column == "chosen"}
+                for row in rows[:len(rows) // 2] for column in ("chosen", "rejected")]
+    random.Random(0).shuffle(labelled)
+    return labelled
+
+
+def variety(texts: Sequence[str]) -> list[float]:
+    """A reward that costs nothing: how many different letters."""
+    return [float(len(set(text) & set(ascii_letters))) for text in texts]
 
 
 def time_one_stage(description: str,

@@ -9,21 +9,24 @@ import copy
 
 import torch
 
-from dpo import dpo_train
+from dpo import dpo_train, kto_train
 from minigpt import MiniGPT
 from minigpt.sampling import sample_ids
 from ppo import ppo_training
 from reward import RewardModel, train_reward_model
 from sft import sft_train
 from tests.benchmarks.common import (
+    ANSWERS,
     DIFFERENT_PROMPTS,
     EPISODES,
     GENERATED,
     ROWS,
     Work,
     benchmark_rows,
+    labelled_rows,
     let_no_response_end,
     time_one_stage,
+    variety,
 )
 
 
@@ -57,11 +60,20 @@ def work_of(stage: str, data: str | None, bf16: bool) -> tuple[Work, int]:
     if stage == "dpo":
         return lambda: dpo_train(model, twin, rows, num_epochs=1, batch_size=16, beta=0.1,
                                  **settings), len(rows)
+    if stage == "kto":
+        labelled = labelled_rows(rows)
+        return lambda: kto_train(model, twin, labelled, num_epochs=1, batch_size=32, beta=0.1,
+                                 **settings), len(labelled)
     prompts = [row["prompt"] for row in rows if len(row["prompt"]) <= 64]
-    return lambda: ppo_training(model, twin, RewardModel(max_seq_len=256), prompts,
-                                num_episodes=EPISODES // 64, batch_size=64, minibatch_size=64,
-                                ppo_epochs=4, max_new_tokens=48, kl_coeff=0.05,
-                                max_approxkl=float("inf"), **settings), EPISODES
+    settings |= {"num_episodes": EPISODES // 64, "batch_size": 64, "minibatch_size": 64,
+                 "ppo_epochs": 4, "max_new_tokens": 48, "kl_coeff": 0.05,
+                 "max_approxkl": 1e9}  # no update is left out
+    if stage == "ppo":
+        return lambda: ppo_training(model, twin, RewardModel(max_seq_len=256), prompts,
+                                    **settings), EPISODES
+    let_no_response_end()
+    return lambda: ppo_training(model, twin, lambda _, responses: variety(responses), prompts,
+                                advantage=stage, samples_per_prompt=ANSWERS, **settings), EPISODES
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.peer STAGE [--data FILE] [--bf16]
 
 The same rows, batches, lengths and numbers of steps as in `tests.benchmarks.ours`; needs the extra
-[peers].  TRL 1.12 is the last release with a PPO trainer.
+[peers], or [peers-new] for rloo, grpo and kto.  TRL 1.12 is the last release with a PPO trainer.
 """
 
 import os
@@ -21,13 +21,16 @@ from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadMo
 from minigpt import EOS, PAD, MiniGPT
 from minigpt.export import byte_tokenizer, gpt2_config
 from tests.benchmarks.common import (
+    ANSWERS,
     DIFFERENT_PROMPTS,
     EPISODES,
     GENERATED,
     ROWS,
     Work,
     benchmark_rows,
+    labelled_rows,
     time_one_stage,
+    variety,
 )
 
 
@@ -57,6 +60,8 @@ def work_of(stage: str, data: str | None, bf16: bool) -> tuple[Work, int]:
     tokenizer.padding_side = "left" if stage == "ppo" else "right"
     once = {**training_arguments(bf16), "num_train_epochs": 1, "logging_steps": 8,
             "max_length": 256}
+    # precomputed, the reference would be part of making the trainer, which is not timed
+    in_steps = {"precompute_ref_log_probs": False}
     pairs = [{**row, "prompt": row["prompt"] + "\n"} for row in rows]
     if stage == "sft":
         from trl import SFTConfig, SFTTrainer
@@ -76,11 +81,21 @@ def work_of(stage: str, data: str | None, bf16: bool) -> tuple[Work, int]:
     if stage == "dpo":
         from trl import DPOConfig, DPOTrainer
 
-        arguments = DPOConfig(per_device_train_batch_size=16, beta=0.1,
-                              precompute_ref_log_probs=True, **once)
+        arguments = DPOConfig(per_device_train_batch_size=16, beta=0.1, **in_steps, **once)
         trainer = DPOTrainer(model=model, ref_model=twin, args=arguments,
                              train_dataset=Dataset.from_list(pairs), processing_class=tokenizer)
         return trainer.train, len(pairs)
+    if stage == "kto":
+        from trl import KTOConfig, KTOTrainer
+
+        arguments = KTOConfig(per_device_train_batch_size=32, beta=0.1, **in_steps, **once)
+        labelled = labelled_rows(pairs)
+        trainer = KTOTrainer(model=model, ref_model=twin, args=arguments,
+                             train_dataset=Dataset.from_list(labelled), processing_class=tokenizer)
+        return trainer.train, len(labelled)
+    if stage in ("rloo", "grpo"):
+        prompts = [row["prompt"] for row in pairs if len(row["prompt"]) <= 65]
+        return group_trainer(stage, model, prompts, bf16).train, EPISODES
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
     prompts = Dataset.from_list([{"input_ids": tokenizer(row["prompt"])["input_ids"]}
@@ -93,6 +108,28 @@ def work_of(stage: str, data: str | None, bf16: bool) -> tuple[Work, int]:
                          reward_model=scorer(), value_model=scorer(), train_dataset=prompts,
                          eval_dataset=prompts)
     return trainer.train, EPISODES
+
+
+def group_trainer(stage: str, model: GPT2LMHeadModel, prompts: list[str], bf16: bool) -> Any:
+    """TRL's trainer that makes as many rollouts and updates as ours, of answers as long as ours."""
+    from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+    config_class, trainer_class = {"rloo": (RLOOConfig, RLOOTrainer),
+                                   "grpo": (GRPOConfig, GRPOTrainer)}[stage]
+    arguments = config_class(
+        # 64 answers a rollout, and four updates with all of them
+        per_device_train_batch_size=64, steps_per_generation=1, num_iterations=4,
+        max_steps=EPISODES // 64 * 4, num_generations=ANSWERS,
+        # no answer ends before the last token
+        max_completion_length=48, generation_kwargs={"min_new_tokens": 48},
+        # GRPO's own is 0, which spares the reference
+        beta=0.05, logging_steps=8, **training_arguments(bf16))
+    # the trainer reads its reference from where the policy came from
+    folder = tempfile.mkdtemp()
+    model.save_pretrained(folder)
+    return trainer_class(model=folder, args=arguments, processing_class=byte_tokenizer(256),
+                         reward_funcs=lambda completions, **_: variety(completions),
+                         train_dataset=Dataset.from_list([{"prompt": text} for text in prompts]))
 
 
 def generate_thrice(model: GPT2LMHeadModel, different: int) -> Work:

@@ -1,15 +1,18 @@
 """How fast every stage is, how much memory it takes, and how that compares:
 
-    python -m tests.benchmarks.run [--peers] [--quick] [--json FILE]
+    python -m tests.benchmarks.run [--peers | --peers-new] [--stages STAGE ...] [--float32]
+                                   [--quick] [--json FILE]
 
 Every measurement is a process of its own.  With --peers (the extra [peers]) ours and TRL take
 turns, and the ratio is the median of the pairs' ratios: machines are noisy, and a ratio of
-neighbours is less so.
+neighbours is less so.  --peers-new does so for RLOO, GRPO and KTO, beside a newer TRL (the extra
+[peers-new]; the two do not go into one environment).
 """
 
 import argparse
 import subprocess
 import sys
+from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
@@ -23,6 +26,7 @@ from minigpt.model import MiniGPT
 from minigpt.processor import fast_precision, onednn_matmul
 from tests.benchmarks.common import (
     DIFFERENT_PROMPTS,
+    NEW,
     UNITS,
     last_line_of,
     seconds_of,
@@ -42,12 +46,11 @@ def measure(module: str, stage: str, data: str | None, bf16: bool) -> dict[str, 
     return last_line_of([*command, *["--bf16"] * bf16])
 
 
-def stage_lines(data: str | None, peers: bool, pairs: int) -> list[dict[str, Any]]:
+def stage_lines(stages: Sequence[str], bfloat16: bool, data: str | None, peers: bool,
+                pairs: int) -> list[dict[str, Any]]:
     """For each stage and precision: our rate and memory; with peers, theirs too, and the ratios."""
-    lines, precisions = [], [False]
-    if fast_precision(torch.device("cpu")) == "bfloat16":
-        precisions.append(True)
-    todo = [(stage, bf16) for stage in UNITS for bf16 in precisions
+    lines = []
+    todo = [(stage, bf16) for stage in stages for bf16 in ([False, True] if bfloat16 else [False])
             if not (bf16 and stage in DIFFERENT_PROMPTS)]
     for stage, bf16 in tqdm(todo, desc="stages"):
         ours, theirs = [], []
@@ -151,14 +154,24 @@ def show(lines: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peers", action="store_true",
-                        help="beside TRL (pip install -e '.[peers]' -c constraints.txt)")
+    peers = parser.add_mutually_exclusive_group()
+    peers.add_argument("--peers", action="store_true",
+                       help="beside TRL (pip install -e '.[peers]' -c constraints.txt)")
+    peers.add_argument("--peers-new", action="store_true",
+                       help=f"{', '.join(NEW)} beside a newer TRL (the same with [peers-new])")
+    parser.add_argument("--stages", nargs="+", choices=UNITS, metavar="STAGE",
+                        help="only these (by default all, or all that the peer is compared in)")
+    parser.add_argument("--float32", action="store_true",
+                        help="without bfloat16, which is measured where the CPU has it")
     parser.add_argument("--quick", action="store_true",
                         help="one measurement of each instead of three")
     parser.add_argument("--data", help="preference rows to use instead of made-up ones")
     parser.add_argument("--json", help="write all figures to this file")
     options = parser.parse_args()
-    lines = stage_lines(options.data, options.peers, 1 if options.quick else 3)
+    stages = NEW if options.peers_new else [s for s in UNITS if not (options.peers and s in NEW)]
+    bfloat16 = not options.float32 and fast_precision(torch.device("cpu")) == "bfloat16"
+    lines = stage_lines(options.stages or stages, bfloat16, options.data,
+                        options.peers or options.peers_new, 1 if options.quick else 3)
     other = other_lines(3 if options.quick else 15)
     show(lines)
     print("\n" + "\n".join(f"{name:<40}{value:12.4g}" for name, value in other.items()))

@@ -1,6 +1,6 @@
 """Ours and TRL compute the same losses: one batch through both, from the same weights.
 
-Needs the extra [peers].
+Needs the extra [peers], or [peers-new].
 """
 
 import pytest
@@ -26,11 +26,11 @@ from tests.benchmarks.peer import training_arguments
 ROWS = [{**row, "prompt": row["prompt"] + "\n"} for row in benchmark_rows(None, 16)]
 
 
-def batch_of(*columns):
+def batch_of(*columns, rows=ROWS):
     """The rows as TRL reads them: a line break where we put SEP."""
     return collate([Example(row["prompt"].encode(),
                             tuple(row[column].encode() + bytes([EOS]) for column in columns))
-                    for row in ROWS])
+                    for row in rows])
 
 
 def language_models(seed):
