@@ -112,7 +112,7 @@ def said(results: dict[str, Any], kind: str, what: str) -> str:
 
 def list_of_lessons() -> list[list[str]]:
     """A table of the lessons: linked title, question, and the run times of their scripts."""
-    rows = [["lesson", "its question", "lesson", "experiments", "solutions"]]
+    rows = [["lesson", "its question", "lesson.py", "experiments.py", "solutions.py"]]
     for name in names():
         title, question = title_and_question(name)
         rows.append([f"[{title}]({name}/README.md)", question, *run_times(name)])

@@ -35,7 +35,7 @@ def _loss(title: str, name: str, when: str) -> Method:
 METHODS = {
     "best-of-n": Method("best of n", "a reward model, no training, and time for n answers to each "
                                      "question", reward="--reward"),
-    "ppo": Method("PPO", "a reward model, memory for four models, and credit for single tokens",
+    "ppo": Method("PPO", "a reward model, memory for four models, and credit for each token",
                   "ppo", reward="--reward"),
     "dpo": Method("DPO", "pairs and nothing else: the first thing to try", "dpo"),
     "rloo": Method("RLOO", "as PPO, without the value model: less memory, less to tune", "ppo",
@@ -44,7 +44,8 @@ METHODS = {
                         ("--advantage", "rloo", "--num-episodes", "128"), "--reward"),
     "grpo": Method("GRPO", "as RLOO, where rewards are right or wrong and questions differ in "
                            "difficulty", "ppo", ("--advantage", "grpo"), "--reward"),
-    "ipo": _loss("IPO", "ipo", "labels that hardly ever err, where DPO's margins never stop"),
+    "ipo": _loss("IPO", "ipo", "labels that are almost always right, where DPO's margins "
+                         "would grow without end"),
     "hinge": _loss("hinge", "hinge", "margins that should stop growing once they are large enough"),
     "cdpo": _loss("cDPO", "cdpo", "labels of which a known share is wrong"),
     "robust-dpo": _loss("robust DPO", "robust_dpo", "labels that are flipped at a known, constant "
@@ -62,7 +63,7 @@ METHODS = {
                        ("--lora-rank", "4")),
     "online-dpo": Method("online DPO", "a judge that can be asked again", "dpo", ("--rounds", "3"),
                          "--judge"),
-    "rejection": Method("rejection sampling", "a judge, and nothing but SFT", "sft",
+    "rejection": Method("rejection sampling", "a judge, and no training loop but SFT's", "sft",
                         ("--rounds", "3"), "--judge"),
 }
 DEFAULT = ("best-of-n", "ppo", "dpo")

@@ -28,47 +28,52 @@ MEANINGS = {
                            "or by the reward model for best-of-n",
     "label_accuracy_heldout": "KTO on labelled rows: how often a held-out good row has a higher "
                               "implicit reward than a bad one",
-    "*accuracy_train": "accuracy on training rows: far above held-out, they were learned by heart",
+    "*accuracy_train": "accuracy on training rows: if it is far above the held-out accuracy, they "
+                       "were learned by heart",
     "accuracy_before": "share of held-out pairs ranked right before training: about 0.5",
     "bayes_accuracy": "the best possible accuracy, that of someone who knows the true reward",
     "accuracy_relative_to_bayes": "held-out accuracy over the best possible",
     "accuracy_heldout_member_*": "held-out accuracy of one member of the ensemble alone",
     "accuracy_where_rejected_is_*": "held-out accuracy where the rejected answer has this fault",
     "disagreement_heldout": "standard deviation of the score between the members of the ensemble",
-    "margin_heldout": "mean reward of chosen less rejected answers, held-out pairs",
+    "margin_heldout": "mean reward of chosen minus rejected answers, on held-out pairs",
     "calibration_error": "how far the predicted preference rate is from the observed one, on "
                          "average",
     "rewards_chosen_heldout": "implicit reward, beta x log pi/ref, of held-out chosen answers",
     "rewards_rejected_heldout": "implicit reward of held-out rejected answers",
-    "rewards_margin_heldout": "implicit reward of chosen less rejected answers, the margin",
-    "loss_nats_per_token": "loss on held-out demonstrations after training (5.55 = ln 256: knows "
-                           "nothing)",
+    "rewards_margin_heldout": "the margin: implicit reward of chosen minus rejected answers",
+    "loss_nats_per_token": "loss on held-out demonstrations after training (an untrained model "
+                           "has ln 256 = 5.55)",
     "loss_before_nats_per_token": "loss on held-out demonstrations before training",
     "plain_text_loss_nats_per_token": "loss on held-out plain text after training: if it rose, "
-                                      "something was forgotten",
+                                      "the model forgot something",
     "plain_text_loss_before_nats_per_token": "loss on held-out plain text before training",
-    "kl_nats_per_response": "KL to the reference, exact at each token: how far the policy went",
-    "kl_sampled_nats_per_response": "KL to the reference, by the sampled tokens alone: noisier",
+    "kl_nats_per_response": "KL to the reference, exact at each token: how far the policy has "
+                            "moved",
+    "kl_sampled_nats_per_response": "KL to the reference, estimated from the sampled tokens: "
+                                    "noisier",
     "finished_share": "share of responses that end by themselves",
     "response_bytes": "length of a response",
     "distinct_2": "distinct word pairs over all word pairs: lower is less varied",
     "repetition": "share of word triples that occurred earlier in the same text",
     "loss_first_step": "loss of the first step, before any update (DPO: log 2 = 0.6931)",
-    "margin_first_step": "margin of the first step: 0, since the policy still is the reference",
+    "margin_first_step": "margin of the first step: 0, since the policy still equals the reference",
     "ratio_first_update": "probability ratio to the rollout's policy in the first minibatch: 1",
     "kl_first_episode_nats_per_response": "KL in the first episode: 0, before any update",
     "clip_fraction": "share of tokens whose ratio was clipped",
-    "kl_coeff_final": "the penalty for a nat of KL at the end of training",
-    "explained_variance": "of the value model, last ten episodes: 1 is perfect, 0 a constant",
-    "flat_groups": "groups whose responses all score the same and teach nothing, last ten episodes",
-    "true_reward_final_over_best_seen": "true reward at the end of training over the best on the "
-                                        "way: below 1 it has fallen again",
+    "kl_coeff_final": "the penalty per nat of KL at the end of training",
+    "explained_variance": "how well the value model predicts the returns, last ten episodes: 1 is "
+                          "perfect, 0 no better than a constant",
+    "flat_groups": "groups whose responses all score the same, so that they teach nothing, last "
+                   "ten episodes",
+    "true_reward_final_over_best_seen": "true reward at the end over the best seen during "
+                                        "training: below 1, it has fallen again",
     "answers_sampled": "responses that training sampled",
     "tokens_sampled": "tokens that training sampled",
     "tokens_trained": "tokens that training read, over all passes",
     "*seconds": "how long the command took, its report included",
-    "peak_memory_mb": "the most memory that the command held",
-    "models_in_memory": "models that training holds",
+    "peak_memory_mb": "the most memory that the command used at any moment",
+    "models_in_memory": "models that training keeps in memory",
     "weights_trained": "weights that training changes (AdamW keeps two more numbers for each)",
 }
 
