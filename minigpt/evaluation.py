@@ -12,6 +12,7 @@ from minigpt.batching import Batch, Batches
 from minigpt.examples import check_texts, tokenize_responses
 from minigpt.kl import exact_kl, kl_k1
 from minigpt.logprobs import comparable_model, logps_of, map_examples, place, response_logits
+from minigpt.processor import return_freed_memory
 from minigpt.protocol import Model
 from minigpt.report import Section
 from minigpt.sampling import Response, generate
@@ -104,7 +105,7 @@ def kl_to_reference(policy: Model, reference: Model, prompts: Sequence[str],
         return torch.stack([batch.response_sums(place(kl, mask)).mean(1)  # over the row's responses
                             for kl in (sampled, exact)], 1)
 
-    means = map_examples(both, Batches(examples, 128), device_of(policy)).mean(0)
+    means = map_examples(both, Batches(examples, 32), device_of(policy)).mean(0)
     sampled, exact = means.tolist()
     return {"kl_sampled_nats_per_response": sampled, "kl_nats_per_response": exact}
 
@@ -114,6 +115,7 @@ def evaluate_policy(policy: Model, reference: Model, prompts: Sequence[str], sam
                     score: Score | None = None) -> dict[str, float]:
     """Sample responses and report on them: text measures, KL to the reference, what `measure` says
     of the texts, and the mean `score` (of a reward model) as proxy_reward."""
+    return_freed_memory()  # what was trained before took other blocks
     repeated, responses = sample_responses(policy, prompts, samples, max_new_tokens, seed)
     figures = {**text_measures(responses),
                **kl_to_reference(policy, reference, repeated, responses)}

@@ -15,7 +15,7 @@ from reward.combine import AnyReward, Ensemble, Reward, as_reward
 
 
 def score(model: AnyReward, prompts: Sequence[str], responses: Sequence[Text],
-          batch_size: int = 128) -> Tensor:
+          batch_size: int = 32) -> Tensor:
     """The reward of each response, a text or ids as `generate` returned them: (B,).
 
     model: a RewardModel, an Ensemble, or a function (prompts, responses) -> scores.
