@@ -70,7 +70,7 @@ def work_of(stage: str, data: str | None, bf16: bool) -> tuple[Work, int]:
                  "max_approxkl": 1e9}  # no update is left out
     if stage == "ppo":
         return lambda: ppo_training(model, twin, RewardModel(max_seq_len=256), prompts,
-                                    **settings), EPISODES
+                                    samples_per_prompt=1, **settings), EPISODES  # as TRL draws
     let_no_response_end()
     return lambda: ppo_training(model, twin, lambda _, responses: variety(responses), prompts,
                                 advantage=stage, samples_per_prompt=ANSWERS, **settings), EPISODES
