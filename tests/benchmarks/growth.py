@@ -61,9 +61,8 @@ def time_episode(response: int) -> float:
 
     def episode() -> None:
         ppo_training(policy, reference, reward, prompts, num_episodes=1, lr=1e-5, kl_coeff=0.02,
-                     samples_per_prompt=1,
                      max_new_tokens=response, ppo_epochs=2, batch_size=EPISODE_ROWS,
-                     minibatch_size=EPISODE_ROWS)
+                     minibatch_size=EPISODE_ROWS, samples_per_prompt=1)
     return seconds_of(episode, 3)
 
 
