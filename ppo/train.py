@@ -318,8 +318,9 @@ def signs_in_episode(history: Mapping[str, Sequence[float]], step: int, prompts:
     signs = signs_of_collapse(
         {"kl_nats_per_response": history["objective/kl_exact"][step],
          "finished_share": history["val/num_eos_tokens"][step] / (prompts * k)}, ADVICE)
-    if config.advantage in GROUP_ADVANTAGES and \
-            (flat := history["val/flat_groups"][step] / prompts) > MOST_FLAT_GROUPS:
+    by_groups = k > 1 and "val/explained_variance" not in history  # a value model learns from all
+    flat = history["val/flat_groups"][step] / prompts if by_groups else 0.0
+    if flat > MOST_FLAT_GROUPS:
         signs.append(f"in {flat:.0%} of the groups all responses score the same, so these teach "
                      "nothing: raise --samples-per-prompt, or use a reward that tells more apart")
     return [f"episode {step + 1}: {sign}" for sign in signs]

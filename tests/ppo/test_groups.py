@@ -182,7 +182,10 @@ def test_at_a_rate_near_0_the_ratio_stays_1_and_flat_groups_are_counted(train, t
 def test_a_warning_says_so_once_most_groups_are_flat(train, capsys):
     train(flat, lr=1e-300, missing_eos_penalty=0.0)
     assert capsys.readouterr().out.count("in 100% of the groups all responses score the same") == 1
+    train(flat, lr=1e-300, missing_eos_penalty=0.0, advantage=lambda rollout: rollout.rewards)
+    assert capsys.readouterr().out.count("in 100% of the groups all responses score the same") == 1
     train(longer, lr=1e-300, advantage="gae", samples_per_prompt=1)
+    train(flat, lr=1e-300, missing_eos_penalty=0.0, advantage="gae")  # its value model still learns
     assert "of the groups" not in capsys.readouterr().out
 
 
