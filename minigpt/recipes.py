@@ -77,7 +77,7 @@ RECIPES = {
         "RewardConfig": {"num_epochs": 2, "lr": 3e-4, "batch_size": 8, "warmup": 0.1,
                          "weight_decay": 0.1, "precision": "float32"},
         "PPOConfig": {"num_episodes": 60, "samples_per_prompt": 1, "minibatch_size": 64,
-                      "lr": 3e-4, "kl_coeff": 0.5, "max_new_tokens": 64},
+                      "lr": 3e-4, "kl_coeff": 0.5, "kl_penalty": "sampled", "max_new_tokens": 64},
         "DPOConfig": {"num_epochs": 1, "lr": 1e-4, "beta": 2.0, "batch_size": 32,
                       "precision": "float32"},
     }),

@@ -56,6 +56,27 @@ def rloo_advantages(scores: Tensor) -> Tensor:
     return centred(scores) * (k / (k - 1))
 
 
+def rloo_to_go(values: Tensor, masks: Tensor) -> Tensor:
+    """`rloo_advantages` at each token, of what comes after it in its response.
+
+        G_t = sum_{s > t} v_s         A_{i, t} = G_{i, t} - 1/(k - 1) sum_{j != i} G_{j, t}
+
+    t counts from the first token of each response; G is 0 where a response has ended.  What a token
+    cannot change, what came before it, is left out: that would only be noise.
+
+    Args: values (B, T) of k responses a row; masks (B, k, T), True on the tokens of each.
+    Returns: (B, T), 0 outside the masks.
+    """
+    values = masked(values[:, None], masks)                                    # (B, k, T)
+    to_go = values.flip(-1).cumsum(-1).flip(-1) - values
+    T, k = values.shape[-1], values.shape[1]
+    columns, starts = torch.arange(T, device=values.device), masks.int().argmax(-1, keepdim=True)
+    aligned = to_go.gather(-1, (starts + columns).clamp(max=T - 1))   # by place in the response
+    others = (aligned.sum(1, keepdim=True) - aligned) / (k - 1)
+    baseline = others.gather(-1, (columns - starts).clamp(min=0))
+    return masked(to_go - baseline, masks).sum(1)
+
+
 def grpo_advantages(scores: Tensor, scale_by_std: bool = True) -> Tensor:
     """Group relative advantages (Shao et al. 2024, arXiv:2402.03300, section 4.1.2).
 

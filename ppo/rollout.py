@@ -26,6 +26,7 @@ from minigpt.weights import device_of
 from reward.combine import Reward, texts_of
 
 Sampler = Callable[..., list[list[int]]]  # see minigpt.sampling.sample_ids
+KLEstimator = Callable[[Tensor, Tensor], Tensor]  # (logps, ref_logps), each (B, T) -> (B, T)
 
 # In one backward pass on a CPU, to save memory.  Responses are counted and not tokens, since with
 # --shard all processes must make equally many passes, or they would wait for each other for ever.
@@ -42,7 +43,7 @@ class Rollout:
     exact_kl: Tensor    # (B, k) exact KL of next-token distributions, summed over the response
     entropy: Tensor     # 0-d    mean entropy of the next-token distributions
     scores: Tensor      # (B, k) of the reward, less the penalty for a missing EOS
-    kl: Tensor          # (B, T) estimate of the KL at each token
+    kl: Tensor          # (B, T) the KL that each token pays for
     rewards: Tensor     # (B, T) the KL penalty on each token, and the score on the last
     finished: Tensor    # (B, k) bool, ended by EOS
 
@@ -50,6 +51,16 @@ class Rollout:
     def mask(self) -> Tensor:
         """(B, T), True on response tokens."""
         return self.batch.response_mask
+
+    @property
+    def surplus_kl(self) -> Tensor:
+        """Where `kl` is exact: log pi/ref of the token chosen, less that KL; (B, T), mean 0.
+
+        The exact KL at a token does not depend on which one is chosen, but its gradient is
+
+            grad KL(pi || ref) = E_{x ~ pi}[ (log pi(x)/ref(x) - KL) grad log pi(x) ]
+        """
+        return kl_k1(self.logps, self.ref_logps) - self.kl
 
     def texts(self) -> tuple[list[str], list[str]]:
         """The B k responses, and the prompt of each."""
@@ -61,7 +72,8 @@ class RolloutMaker:
     """Makes rollouts: how responses are sampled, and who judges them.
 
     reference: None if it is the policy without its adapters (minigpt/lora.py).
-    kl_estimator: (logps, ref_logps) -> the KL that each token pays for (minigpt/kl.py).
+    kl_estimator: (logps, ref_logps) -> the KL that each token pays for (minigpt/kl.py); with None
+    it is the exact one.
     sample: draws the responses, and is called as minigpt.sampling.sample_ids is.
     """
 
@@ -70,7 +82,7 @@ class RolloutMaker:
     max_new_tokens: int
     missing_eos_penalty: float
     samples_per_prompt: int = 1
-    kl_estimator: Callable[[Tensor, Tensor], Tensor] = kl_k1
+    kl_estimator: KLEstimator | None = kl_k1
     sample: Sampler = sample_ids
 
     @torch.no_grad()
@@ -86,10 +98,11 @@ class RolloutMaker:
         ref_logps = place(logps_of(ref_logits, tokens), mask)
         finished = ends_with_eos(batch)                                        # (B, k)
         scores = self.reward.rewards(batch) - self.missing_eos_penalty * ~finished
-        kl = self.kl_estimator(logps, ref_logps)
+        exact = place(exact_kl(logits, ref_logits), mask)
+        kl = self.kl_estimator(logps, ref_logps) if self.kl_estimator else exact
         return Rollout(batch=batch, logps=logps, ref_logps=ref_logps, scores=scores, kl=kl,
                        rewards=token_rewards(scores, kl, kl_coeff, batch.last_columns),
-                       exact_kl=batch.response_sums(place(exact_kl(logits, ref_logits), mask)),
+                       exact_kl=batch.response_sums(exact),
                        entropy=entropy(logits).mean(), finished=finished)
 
     def respond(self, policy: Model, prompts: Batch, generator: torch.Generator) -> Batch:

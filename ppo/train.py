@@ -20,7 +20,7 @@ from minigpt.batching import Batches
 from minigpt.errors import UserError
 from minigpt.evaluation import Measure, signs_of_collapse
 from minigpt.examples import check_texts, tokenize_example
-from minigpt.kl import kl_k1, kl_k3
+from minigpt.kl import exact_kl, kl_k1, kl_k3
 from minigpt.log import warn
 from minigpt.logprobs import token_logps
 from minigpt.lora import checked_models, merge_lora, recipes_of
@@ -33,10 +33,10 @@ from minigpt.seeding import seeded
 from minigpt.settings import TrainingConfig, name_of
 from minigpt.training import TrainingLoop
 from minigpt.weights import check_apart, unwrapped
-from ppo.advantages import gae, grpo_advantages, rloo_advantages, whiten
+from ppo.advantages import gae, grpo_advantages, rloo_advantages, rloo_to_go, whiten
 from ppo.loss import ppo_loss, value_loss
 from ppo.metrics import UpdateMetrics, explained_variance, rollout_metrics
-from ppo.rollout import Experience, Rollout, RolloutMaker, Sampler
+from ppo.rollout import Experience, KLEstimator, Rollout, RolloutMaker, Sampler
 from reward.combine import AnyReward, Reward, as_reward
 from reward.model import RewardModel
 
@@ -73,6 +73,10 @@ class PPOConfig(TrainingConfig):
     ppo_epochs: int = option(2, "passes over one rollout", at_least=1)
     kl_coeff: float = option(0.5, "penalty for a nat of KL to the reference (beta), in the "
                                   "units of the score", at_least=0)
+    kl_penalty: str | None = option(None, "the KL that a token pays for in its reward: that of "
+                                          "the token sampled, log pi/ref, or the exact one over "
+                                          "the vocabulary (by default, for rloo)",
+                                    choices=("sampled", "exact"))
     target_kl: float | None = option(None, "nats per response to which an adaptive kl_coeff steers "
                                            "(by default it is fixed)", above=0)
     kl_horizon: int = option(500, "an adaptive kl_coeff changes in an episode by a fraction of at "
@@ -98,7 +102,7 @@ def ppo_training(policy: Model, reference: Model | None, reward: AnyReward,
                  prompts: Sequence[str], num_episodes: int = PPOConfig.num_episodes,
                  lr: float | None = None, kl_coeff: float | None = None, *,
                  advantage: Advantage = "gae", value_model: RewardModel | None = None,
-                 kl_estimator: Callable[[Tensor, Tensor], Tensor] = kl_k1,
+                 kl_estimator: KLEstimator | None = None,
                  sample: Sampler = sample_ids, measure: Measure | None = None,
                  **options) -> tuple[Model, list[float], list[float]]:
     """Train `policy` in place against `reward`; options: the fields of PPOConfig.
@@ -115,7 +119,8 @@ def ppo_training(policy: Model, reference: Model | None, reward: AnyReward,
         value_model: what GAE compares with, trained in place; by default a copy of the reward
             model, which already knows what a good ending looks like, or of a policy that is a
             MiniGPT.
-        kl_estimator: (logps, ref_logps) -> the KL that each token pays for; see minigpt/kl.py.
+        kl_estimator: (logps, ref_logps) -> the KL that each token pays for (minigpt/kl.py), instead
+            of what kl_penalty says.
         sample: draws the responses, called as minigpt.sampling.sample_ids is.
         measure: (prompts, texts) -> figures of each rollout to log; nothing learns from them.
 
@@ -137,8 +142,7 @@ def ppo_training(policy: Model, reference: Model | None, reward: AnyReward,
         config.samples_per_prompt = math.gcd(config.samples_per_prompt, config.batch_size,
                                              config.minibatch_size)
     check_groups(advantage, config)
-    if config.kl_in == "loss" and kl_estimator is not kl_k1:
-        raise ValueError("kl_in='loss' uses k3, so a kl_estimator would change nothing")
+    exact = pays_exact_kl(advantage, kl_estimator, config)
     batches = prompt_batches(prompts, policy.max_seq_len, config)
     models: dict[str, nn.Module] = {"policy": policy.train()}
     if advantage == "gae":
@@ -148,13 +152,14 @@ def ppo_training(policy: Model, reference: Model | None, reward: AnyReward,
     elif value_model is not None:
         raise ValueError(f"advantage={name_of(advantage)!r} has no use for a value_model: only "
                          "'gae' has")
+    kl_estimator = kl_estimator or (None if exact else kl_k1)
     roll_out = RolloutMaker(reference, reward, config.max_new_tokens, config.missing_eos_penalty,
                             config.samples_per_prompt, kl_estimator, sample)
     loop = TrainingLoop(models, config, batches, num_episodes, frozen=[reference, reward],
                         lrs={"value": config.value_lr}, eps=1e-5,       # as in OpenAI's code
                         state={"kl_coeff": config.kl_coeff},            # kept in checkpoints
                         identity={"advantage": name_of(advantage), "sample": name_of(sample),
-                                  "kl_estimator": name_of(kl_estimator)})
+                                  "kl_estimator": name_of(kl_estimator or exact_kl)})
     optimizer, log, warned = loop.optimizer, loop.log, False
     for prompt_batch in loop.whole_batches():                               # one episode each
         # 1. Roll out.
@@ -173,7 +178,8 @@ def ppo_training(policy: Model, reference: Model | None, reward: AnyReward,
                 if config.whiten:                      # after the returns were made from them
                     advantages = whiten(advantages, rollout.mask)
             else:
-                advantages = compared(rollout, advantage)                      # (B, T)
+                advantages = rloo_with_exact_kl(rollout, kl_coeff) if exact \
+                    else compared(rollout, advantage)                          # (B, T)
                 values = returns = torch.zeros_like(advantages)
         experience = Experience(rollout.batch, rollout.logps, rollout.ref_logps, advantages, values,
                                 returns)
@@ -252,6 +258,20 @@ def compared(rollout: Rollout, advantage: Advantage) -> Tensor:
     return advantages
 
 
+def rloo_with_exact_kl(rollout: Rollout, kl_coeff: float) -> Tensor:
+    """RLOO where each token answers for the KL that it causes, and for no other: (B, T).
+
+        A_t = RLOO(score) - beta (log pi/ref of token t - KL_t + RLOO(KL of the tokens after t))
+
+    KL_t is exact, over the vocabulary, so it depends on the tokens before t alone.  The mean
+    gradient is that of score - beta sum_t log pi/ref, with less noise (Amini et al. 2025,
+    arXiv:2504.10637).
+    """
+    batch = rollout.batch
+    caused = rollout.surplus_kl + rloo_to_go(rollout.kl, batch.response_masks)
+    return batch.on_tokens(rloo_advantages(rollout.scores)) - kl_coeff * caused
+
+
 def first_value_model(reward: Reward, policy: Model) -> RewardModel:
     """A copy of the reward model, or of the first in an ensemble; else the policy with a zero head.
     """
@@ -276,6 +296,20 @@ def check_groups(advantage: Advantage, config: PPOConfig) -> None:
         if getattr(config, name) % k:
             raise UserError(f"{name}={getattr(config, name)} counts responses, so it must be a "
                             f"multiple of samples_per_prompt={k}")
+
+
+def pays_exact_kl(advantage: Advantage, kl_estimator: KLEstimator | None,
+                  config: PPOConfig) -> bool:
+    """Whether tokens pay for the exact KL.  Raises an error if that is asked for and cannot be."""
+    if config.kl_in == "loss" and kl_estimator is not None:
+        raise ValueError("kl_in='loss' uses k3, so a kl_estimator would change nothing")
+    unless = {"it is for rloo": advantage != "rloo",
+              "kl_in=loss takes k3": config.kl_in == "loss",
+              "the kl_estimator takes its place": kl_estimator is not None}
+    reasons = [reason for reason, holds in unless.items() if holds]
+    if config.kl_penalty == "exact" and reasons:
+        raise UserError(f"kl_penalty=exact (--kl-penalty) would change nothing: {reasons[0]}")
+    return config.kl_penalty != "sampled" and not reasons
 
 
 def check_models(policy: Model, reference: Model | None, reward: Reward,

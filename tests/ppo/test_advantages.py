@@ -4,8 +4,12 @@ import re
 import pytest
 import torch
 
+from minigpt.batching import Batch
+from minigpt.kl import exact_kl
 from ppo import gae, grpo_advantages, rloo_advantages
-from ppo.advantages import flat_groups, masked_mean, whiten
+from ppo.advantages import flat_groups, masked_mean, rloo_to_go, whiten
+from ppo.rollout import Rollout, token_rewards
+from ppo.train import compared, rloo_with_exact_kl
 
 
 def ragged(rows=6, columns=12, seed=0):
@@ -286,3 +290,92 @@ def test_where_rewards_lie_far_from_0_rloo_has_a_small_part_of_reinforces_varian
     assert variances[0] < variances[1] / 1000
     near = mean_and_variance(rloo_advantages, k)[1]
     assert variances[0] == pytest.approx(near, rel=1e-9)  # the same wherever the rewards lie
+
+
+# --- score - beta KL over answers of one or two tokens, whose groups can all be listed ------------
+
+ANSWERS = [(0,), *((first, second) for first in (1, 2) for second in (0, 1, 2))]  # 0 ends one
+BETA = 0.7
+
+
+def small_world():
+    """Logits of the first token (3,), and of the second after each (3, 3): of the policy, of the
+    reference.  Then a score for each of the ANSWERS.
+    """
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64)
+            for shape in ((3,), (3, 3), (3,), (3, 3), (len(ANSWERS),))]
+
+
+def token_logps_of(first, second):
+    """log p of each token of each answer: (7, 2), 0 where there is none."""
+    first, second = first.log_softmax(-1), second.log_softmax(-1)
+    return torch.stack([torch.stack([first[answer[0]], second[answer] if len(answer) > 1
+                                     else first.new_zeros(())]) for answer in ANSWERS])
+
+
+def rollout_of_groups(k, exact):
+    """Every group of k answers in a row: its probability (N,), the rollout, and the gradient of the
+    log-probability of each token, (N, T, 12).
+    """
+    first, second, ref_first, ref_second, scores = small_world()
+
+    def of(variables):
+        return token_logps_of(variables[:3], variables[3:].view(3, 3))
+    variables = torch.cat([first, second.flatten()])
+    logps, ref_logps = of(variables), token_logps_of(ref_first, ref_second)         # (7, 2)
+    kl = torch.tensor([[exact_kl(first, ref_first), exact_kl(second, ref_second)[answer[0]]
+                        * (len(answer) > 1)] for answer in ANSWERS])
+    gradients = torch.autograd.functional.jacobian(of, variables)                   # (7, 2, 12)
+    groups = torch.cartesian_prod(*[torch.arange(len(ANSWERS))] * k)                # (N, k)
+    segments, places = [], []
+    for group in groups.tolist():
+        tokens = [(i, t, j) for j, i in enumerate(group, 1) for t in range(len(ANSWERS[i]))]
+        tokens += [(0, 1, -1)] * (2 * k - len(tokens))                              # padding
+        segments.append([j for _, _, j in tokens])
+        places.append([(i, t) for i, t, _ in tokens])
+    i, t = torch.tensor(places).unbind(-1)                                          # (N, T)
+    batch = Batch(torch.zeros_like(i), torch.tensor(segments), torch.arange(len(groups)))
+    paid = (kl if exact else logps - ref_logps)[i, t]
+    rollout = Rollout(batch=batch, logps=logps[i, t], ref_logps=ref_logps[i, t],
+                      scores=scores[groups], kl=paid,
+                      rewards=token_rewards(scores[groups], paid, BETA, batch.last_columns),
+                      exact_kl=batch.response_sums(kl[i, t]), entropy=torch.zeros(()),
+                      finished=groups >= 0)
+    return logps.sum(1).exp()[groups].prod(1), rollout, gradients[i, t]
+
+
+def mean_and_variance_of_rloo(k, exact):
+    p, rollout, gradients = rollout_of_groups(k, exact)
+    assert float(p.sum()) == pytest.approx(1, abs=1e-12)
+    advantages = rloo_with_exact_kl(rollout, BETA) if exact else compared(rollout, "rloo")
+    each = torch.einsum("nt,ntw->nw", advantages, gradients) / k
+    mean = p @ each
+    return mean, float(p @ (each - mean).square().sum(1))
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("k", [2, 3])
+def test_rloos_mean_gradient_with_a_penalty_is_that_of_score_minus_beta_kl(k, exact):
+    first, second, ref_first, ref_second, scores = small_world()
+    first, second = first.requires_grad_(), second.requires_grad_()
+    logps = token_logps_of(first, second).sum(1)
+    log_ratios = logps - token_logps_of(ref_first, ref_second).sum(1)
+    (logps.exp() @ (scores - BETA * log_ratios)).backward()
+    expected = torch.cat([first.grad, second.grad.flatten()])
+    assert expected.abs().max() > 0.05
+    torch.testing.assert_close(mean_and_variance_of_rloo(k, exact)[0], expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_the_exact_kl_makes_rloos_gradient_less_noisy(k):
+    (_, sampled), (_, exact) = (mean_and_variance_of_rloo(k, exact) for exact in (False, True))
+    assert exact < 0.95 * sampled
+
+
+def test_rloo_to_go_by_hand():
+    values = torch.tensor([[9.0, 1.0, 2.0, 4.0, 8.0, 16.0, 9.0]])           # prompt, 3, 2, padding
+    masks = torch.tensor([[[0, 1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 1, 1, 0]]]).bool()
+    # to go: 6, 4, 0 and 16, 0
+    expected = torch.tensor([[0.0, 6.0 - 16.0, 4.0 - 0.0, 0.0, 16.0 - 6.0, 0.0 - 4.0, 0.0]])
+    assert torch.equal(rloo_to_go(values, masks), expected)

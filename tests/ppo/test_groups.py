@@ -18,7 +18,7 @@ from minigpt.checkpoint import load_state
 from minigpt.command import run_command
 from minigpt.distributed import rank, start
 from minigpt.errors import UserError
-from minigpt.kl import kl_k3
+from minigpt.kl import kl_k1, kl_k3
 from minigpt.run_folder import read_history
 from ppo import ppo_training
 from ppo.main import signs_in_training
@@ -129,8 +129,8 @@ def test_an_advantage_stands_on_all_tokens_of_its_response_and_is_that_of_score_
     def function(rollout):
         seen.append(rollout)
         return by_hand(rollout, advantage)
-    options = {"reference": make_model(3, spread=4), "kl_in": "reward", "kl_coeff": 0.3,
-               "num_episodes": 1, "ppo_epochs": 1, "sample": counted}
+    options = {"reference": make_model(3, spread=4), "kl_in": "reward", "kl_penalty": "sampled",
+               "kl_coeff": 0.3, "num_episodes": 1, "ppo_epochs": 1, "sample": counted}
     found, expected = (train(advantage=one, **options)[0] for one in (advantage, function))
     assert_close(found, expected, 1e-5)
     assert seen[0].scores.shape == seen[0].finished.shape == (3, K)  # a function gets groups, too
@@ -345,6 +345,23 @@ def test_settings_that_do_not_fit_together_are_refused_with_the_reason(train, op
 def test_an_advantage_that_is_not_one_for_each_token_is_refused(train, shape):
     with pytest.raises(ValueError, match=r"returned .*but \(B, T\) = \(3, \d+\) is needed"):
         train(advantage=lambda rollout: torch.zeros(shape))
+
+
+@pytest.mark.parametrize(("options", "reason"), [
+    ({"kl_in": "loss"}, "kl_in=loss takes k3"), ({"kl_estimator": kl_k3}, "takes its place"),
+    ({"advantage": "gae"}, "it is for rloo"), ({"advantage": "grpo"}, "it is for rloo"),
+    ({"advantage": lambda rollout: rollout.rewards}, "it is for rloo")])
+def test_the_exact_kl_is_refused_where_it_would_change_nothing(train, options, reason):
+    with pytest.raises(UserError, match=rf"kl_penalty=exact .* would change nothing: .*{reason}"):
+        train(kl_penalty="exact", **options)
+
+
+def test_rloo_pays_the_exact_kl_unless_told_otherwise(train, weights_equal):
+    by_default, exact, sampled, by_estimator = (
+        train(**options)[0] for options in (
+            {}, {"kl_penalty": "exact"}, {"kl_penalty": "sampled"}, {"kl_estimator": kl_k1}))
+    assert weights_equal(by_default, exact) and weights_equal(sampled, by_estimator)
+    assert not weights_equal(exact, sampled)
 
 
 def test_a_kl_estimator_is_refused_where_the_loss_takes_k3(train):
