@@ -40,8 +40,8 @@ METHODS = {
     "dpo": Method("DPO", "pairs and nothing else: the first thing to try", "dpo"),
     "rloo": Method("RLOO", "as PPO, without the value model: less memory, less to tune", "ppo",
                    ("--advantage", "rloo"), "--reward"),
-    "rloo-long": Method("RLOO, 128 episodes", "as RLOO, with twice the time for it", "ppo",
-                        ("--advantage", "rloo", "--num-episodes", "128"), "--reward"),
+    "rloo-long": Method("RLOO, 256 episodes", "the furthest: as RLOO, with four times the time", "ppo",
+                        ("--advantage", "rloo", "--num-episodes", "256"), "--reward"),
     "grpo": Method("GRPO", "as RLOO, where rewards are right or wrong and questions differ in "
                            "difficulty", "ppo", ("--advantage", "grpo"), "--reward"),
     "ipo": _loss("IPO", "ipo", "labels that are almost always right, where DPO's margins "
