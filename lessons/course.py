@@ -139,7 +139,7 @@ class Lesson:
         self._keep("figures", name, caption)
         (self.folder / "figures").mkdir(parents=True, exist_ok=True)
         path = self.folder / "figures" / f"{name}.png"
-        figure.savefig(path, dpi=160)
+        figure.savefig(path, dpi=self.pick(160, 40))
         picture = Pillow.open(path).convert("RGB")
         # 128 colours look the same and take a third of the space
         picture.quantize(128, dither=Pillow.Dither.NONE).save(path, optimize=True)

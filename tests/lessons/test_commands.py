@@ -11,6 +11,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from contextlib import redirect_stdout
 from html import unescape
 from io import StringIO
@@ -200,7 +201,7 @@ def test_a_stopped_command_saves_says_where_and_continues_to_the_same_end(folder
     started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     log = tmp_path / "sft" / "metrics.jsonl"
     while started.poll() is None and not (log.exists() and log.read_bytes()):
-        pass
+        time.sleep(0.01)
     started.send_signal(sent)
     printed, _ = started.communicate(timeout=60)
     assert started.returncode == code

@@ -1,9 +1,10 @@
 """Run by test_distributed.py and test_kills.py, alone and under torchrun:
 
-    small_run.py STAGE OUT BATCH_SIZE [--resume] [--shard] [--die-at STEP]
+    small_run.py OUT BATCH_SIZE STAGE [STAGE ...] [--resume] [--shard] [--die-at STEP]
 
-Trains a small model of the stage in float32 on 30 pairs, or on its own answers, and saves it.
-STAGE: sft, reward, ppo, dpo; kto, rloo, lora (DPO of adapters), rounds (two rounds of DPO).
+For each stage, trains a small model in float32 on 30 pairs, or on its own answers, and saves it in
+OUT/STAGE.  STAGE: sft, reward, ppo, dpo; kto, rloo, lora (DPO of adapters), rounds (two rounds of
+DPO).
 """
 
 import argparse
@@ -64,15 +65,14 @@ def rounds(prompts: list[str], options: dict) -> MiniGPT:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("stage")
     parser.add_argument("out")
     parser.add_argument("batch_size", type=int)
+    parser.add_argument("stages", nargs="+")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--shard", action="store_true")
     parser.add_argument("--die-at", type=int)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    torch.manual_seed(0)
     distributed.start("cpu")
     if options.die_at is not None:
         write, last = MetricLog.write, distributed.world_size() - 1
@@ -82,14 +82,16 @@ def main() -> None:
             if self.last("global_step") == options.die_at and distributed.rank() == last:
                 os._exit(9)  # as if the machine had failed
         MetricLog.write = write_and_die
-    model = train(options.stage, {"batch_size": options.batch_size, "precision": "float32",
-                                  "out": options.out, "save_every": 1, "resume": options.resume,
-                                  "shard": options.shard})
-    print("only the first process is heard")
-    if distributed.rank() == 0:
-        save_checkpoint(model, f"{options.out}/model.pt")
-    else:
-        torch.save(model.state_dict(), f"{options.out}/rank{distributed.rank()}.pt")
+    for stage in options.stages:
+        torch.manual_seed(0)
+        out = f"{options.out}/{stage}"
+        model = train(stage, {"batch_size": options.batch_size, "precision": "float32", "out": out,
+                              "save_every": 1, "resume": options.resume, "shard": options.shard})
+        print(f"{stage}: only the first process is heard")
+        if distributed.rank() == 0:
+            save_checkpoint(model, f"{out}/model.pt")
+        else:
+            torch.save(model.state_dict(), f"{out}/rank{distributed.rank()}.pt")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from minigpt import distributed, load_checkpoint
 from minigpt.batching import Batches
@@ -19,17 +20,40 @@ from minigpt.training import deal
 
 SCRIPT = Path(__file__).with_name("small_run.py")
 ROOT = SCRIPT.parents[2]
+STAGES = ["sft", "reward", "dpo", "ppo", "rounds"]
 
 
-def launch(processes, *arguments):
+def launch(processes, out, batch_size, *stages_and_flags):
     """The finished process of `small_run.py`, alone or under torchrun."""
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone",
                     "--nproc-per-node", str(processes)]
-    return subprocess.run([*command, str(SCRIPT), *map(str, arguments)], cwd=ROOT, timeout=120,
-                          env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-                          capture_output=True, text=True)
+    return subprocess.run([*command, str(SCRIPT), str(out), str(batch_size), *stages_and_flags],
+                          cwd=ROOT, timeout=120, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """trained(processes, batch_size, *flags) -> the folder of a run of all STAGES, and what it said.
+
+    Starting the processes takes longer than all that they train, so each is started once for all
+    tests, and for all workers of pytest: they share the folder above their own.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+
+    def run(processes, batch_size, *flags):
+        out = shared / f"trained-{processes}-{batch_size}{''.join(flags)}"
+        said = out / "stdout.txt"
+        with FileLock(f"{out}.lock"):
+            if not said.exists():
+                done = launch(processes, out, batch_size, *STAGES, *flags)
+                assert done.returncode == 0, done.stderr
+                said.write_text(done.stdout)
+        return out, said.read_text()
+    return run
 
 
 def lines_of(folder):
@@ -51,16 +75,15 @@ SHIFTS = ("head.bias", "trunk.final_norm.bias")
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
-def test_two_processes_at_half_the_batch_repeat_one(stage, tmp_path):
-    one, two = launch(1, stage, tmp_path / "one", 8), launch(2, stage, tmp_path / "two", 4)
-    assert one.returncode == two.returncode == 0, two.stderr
-    assert two.stdout.count("only the first process is heard") == 1
-    alone, together = lines_of(tmp_path / "one"), lines_of(tmp_path / "two")
+def test_two_processes_at_half_the_batch_repeat_one(stage, trained):
+    (one, _), (two, said) = trained(1, 8), trained(2, 4)
+    assert said.count(f"{stage}: only the first process is heard") == 1
+    alone, together = lines_of(one / stage), lines_of(two / stage)
     assert len(alone) == 12  # 30 examples in batches of 8, 8, 8 and 6: the last deals 3 to each
     for a, b in zip(alone, together, strict=True):
         assert compared(stage, b) == pytest.approx(compared(stage, a), rel=1e-4, abs=1e-5)
-    models = [load_checkpoint(tmp_path / name / "model.pt") for name in ("one", "two")]
-    other = torch.load(tmp_path / "two" / "rank1.pt", weights_only=True)
+    models = [load_checkpoint(folder / stage / "model.pt") for folder in (one, two)]
+    other = torch.load(two / stage / "rank1.pt", weights_only=True)
     for name, weight in models[0].state_dict().items():
         assert torch.equal(models[1].state_dict()[name], other[name])
         if name not in SHIFTS:
@@ -68,79 +91,70 @@ def test_two_processes_at_half_the_batch_repeat_one(stage, tmp_path):
             torch.testing.assert_close(found, weight, rtol=0, atol=2e-5)
 
 
-def test_ppo_in_two_processes_is_reproducible_and_keeps_them_together(tmp_path):
-    for name in ("one", "two"):
-        done = launch(2, "ppo", tmp_path / name, 8)
-        assert done.returncode == 0, done.stderr
-    assert lines_of(tmp_path / "one") == lines_of(tmp_path / "two")
-    model = load_checkpoint(tmp_path / "one" / "model.pt").state_dict()
-    other = torch.load(tmp_path / "one" / "rank1.pt", weights_only=True)
+def test_ppo_in_two_processes_is_reproducible_and_keeps_them_together(trained, tmp_path):
+    done = launch(2, tmp_path, 4, "ppo")
+    assert done.returncode == 0, done.stderr
+    one, two = trained(2, 4)[0] / "ppo", tmp_path / "ppo"
+    assert lines_of(one) == lines_of(two)
+    model = load_checkpoint(one / "model.pt").state_dict()
+    other = torch.load(one / "rank1.pt", weights_only=True)
     assert all(torch.equal(weight, other[name]) for name, weight in model.items())
-    first = lines_of(tmp_path / "one")[0]
+    first = lines_of(one)[0]
     assert first["val/first_ratio"] == pytest.approx(1, abs=1e-5)
     assert first["val/response_tokens"] <= 8
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "ppo"])
-def test_a_model_spread_over_two_processes_learns_what_a_whole_one_does(stage, tmp_path):
-    whole = launch(2, stage, tmp_path / "whole", 4)
-    spread = launch(2, stage, tmp_path / "spread", 4, "--shard")
-    assert whole.returncode == spread.returncode == 0, whole.stderr + spread.stderr
-    lines = zip(lines_of(tmp_path / "whole"), lines_of(tmp_path / "spread"), strict=True)
-    for a, b in lines:
+def test_a_model_spread_over_two_processes_learns_what_a_whole_one_does(stage, trained):
+    whole, spread = (trained(2, 4, *flags)[0] / stage for flags in ((), ("--shard",)))
+    for a, b in zip(lines_of(whole), lines_of(spread), strict=True):
         assert compared(stage, b) == pytest.approx(compared(stage, a), rel=1e-3, abs=1e-4)
-    models = [load_checkpoint(tmp_path / name / "model.pt").state_dict()
-              for name in ("whole", "spread")]
+    models = [load_checkpoint(folder / "model.pt").state_dict() for folder in (whole, spread)]
     for name, weight in models[0].items():
         if name not in SHIFTS:
             torch.testing.assert_close(models[1][name], weight, rtol=0, atol=5e-5)
 
 
-def test_a_spread_run_that_died_resumes(tmp_path):
-    whole, dead = (launch(2, "dpo", tmp_path / name, 4, "--shard", *more)
-                   for name, more in (("whole", ()), ("dead", ("--die-at", 5))))
-    assert whole.returncode == 0 and dead.returncode != 0
-    resumed = launch(2, "dpo", tmp_path / "dead", 4, "--shard", "--resume")
+def test_a_spread_run_that_died_resumes(trained, tmp_path):
+    whole = trained(2, 4, "--shard")[0] / "dpo"
+    assert launch(2, tmp_path, 4, "dpo", "--shard", "--die-at", "5").returncode != 0
+    resumed = launch(2, tmp_path, 4, "dpo", "--shard", "--resume")
     assert resumed.returncode == 0, resumed.stderr
     for name in ("metrics.jsonl", "model.pt"):
-        assert (tmp_path / "dead" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert (tmp_path / "dpo" / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_process_that_dies_takes_the_job_down_and_the_job_resumes(trained, tmp_path):
+    whole, folder = trained(2, 4)[0] / "dpo", tmp_path / "dpo"
+    started = time.monotonic()
+    dead = launch(2, tmp_path, 4, "dpo", "--die-at", "5")
+    assert dead.returncode != 0
+    assert time.monotonic() - started < 60
+    assert "small_run.py FAILED" in dead.stderr and "exitcode  : 9" in dead.stderr
+    assert not (folder / "model.pt").exists()
+    wrong = launch(1, tmp_path, 4, "dpo", "--resume")
+    assert wrong.returncode == 1
+    assert "processes=2" in wrong.stderr.split("not with")[0]
+    resumed = launch(2, tmp_path, 4, "dpo", "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert (folder / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    models = [load_checkpoint(each / "model.pt").state_dict() for each in (folder, whole)]
+    assert all(torch.equal(weight, models[1][name]) for name, weight in models[0].items())
+
+
+def test_rounds_in_two_processes_sample_once_and_learn_the_same(trained):
+    folder = trained(2, 4)[0] / "rounds"
+    model = load_checkpoint(folder / "model.pt").state_dict()
+    other = torch.load(folder / "rank1.pt", weights_only=True)
+    assert all(torch.equal(weight, other[name]) for name, weight in model.items())
+    rows = [json.loads(line) for line in (folder / "round-1" / "rows.jsonl").open()]
+    prompts = [row["prompt"] for row in rows]
+    assert 12 < len(rows) <= 24 and len(set(prompts)) == len(prompts)  # of 24 of the 30 prompts
 
 
 def test_spreading_needs_torchrun():
     with pytest.raises(UserError, match=r"only one.*torchrun"):
         TrainingConfig(shard=True)
-
-
-def test_a_process_that_dies_takes_the_job_down_and_the_job_resumes(tmp_path):
-    whole = launch(2, "dpo", tmp_path / "whole", 4)
-    assert whole.returncode == 0, whole.stderr
-    started = time.monotonic()
-    dead = launch(2, "dpo", tmp_path / "dead", 4, "--die-at", 5)
-    assert dead.returncode != 0
-    assert time.monotonic() - started < 60
-    assert "small_run.py FAILED" in dead.stderr and "exitcode  : 9" in dead.stderr
-    assert not (tmp_path / "dead" / "model.pt").exists()
-    wrong = launch(1, "dpo", tmp_path / "dead", 4, "--resume")
-    assert wrong.returncode == 1
-    assert "processes=2" in wrong.stderr.split("not with")[0]
-    resumed = launch(2, "dpo", tmp_path / "dead", 4, "--resume")
-    assert resumed.returncode == 0, resumed.stderr
-    logs = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("dead", "whole")]
-    assert logs[0] == logs[1]
-    models = [load_checkpoint(tmp_path / name / "model.pt").state_dict()
-              for name in ("dead", "whole")]
-    assert all(torch.equal(weight, models[1][name]) for name, weight in models[0].items())
-
-
-def test_rounds_in_two_processes_sample_once_and_learn_the_same(tmp_path):
-    done = launch(2, "rounds", tmp_path, 4)
-    assert done.returncode == 0, done.stderr
-    model = load_checkpoint(tmp_path / "model.pt").state_dict()
-    other = torch.load(tmp_path / "rank1.pt", weights_only=True)
-    assert all(torch.equal(weight, other[name]) for name, weight in model.items())
-    rows = [json.loads(line) for line in (tmp_path / "round-1" / "rows.jsonl").open()]
-    prompts = [row["prompt"] for row in rows]
-    assert 12 < len(rows) <= 24 and len(set(prompts)) == len(prompts)  # of 24 of the 30 prompts
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 7, 9])

@@ -411,6 +411,7 @@ def test_another_sampler_draws_the_responses(reciter, copy_of, make_reward, prom
 def test_without_settings_it_does_what_the_command_does(reciter, copy_of, make_reward, prompts,
                                                         weights_equal):
     (command,) = parse("", [], PPOConfig)
+    prompts = prompts[:2]  # for the many episodes
     policy, rewards, kls = ppo_training(copy_of(reciter), reciter, make_reward(), prompts)
     as_commanded, *expected = ppo_training(copy_of(reciter), reciter, make_reward(), prompts,
                                            **vars(command))
