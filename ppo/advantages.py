@@ -61,8 +61,7 @@ def rloo_to_go(values: Tensor, masks: Tensor) -> Tensor:
 
         G_t = sum_{s > t} v_s         A_{i, t} = G_{i, t} - 1/(k - 1) sum_{j != i} G_{j, t}
 
-    t counts from the first token of each response; G is 0 where a response has ended.  What a token
-    cannot change, what came before it, is left out: that would only be noise.
+    t counts from the first token of each response; G is 0 where a response has ended.
 
     Args: values (B, T) of k responses a row; masks (B, k, T), True on the tokens of each.
     Returns: (B, T), 0 outside the masks.

@@ -40,10 +40,10 @@ class Rollout:
     batch: Batch        # prompts and responses
     logps: Tensor       # (B, T) of the policy that sampled them
     ref_logps: Tensor   # (B, T) of the reference
-    exact_kl: Tensor    # (B, k) exact KL of next-token distributions, summed over the response
+    token_kl: Tensor    # (B, T) exact KL of the next-token distributions
     entropy: Tensor     # 0-d    mean entropy of the next-token distributions
     scores: Tensor      # (B, k) of the reward, less the penalty for a missing EOS
-    kl: Tensor          # (B, T) the KL that each token pays for
+    kl: Tensor          # (B, T) estimate of the KL at each token
     rewards: Tensor     # (B, T) the KL penalty on each token, and the score on the last
     finished: Tensor    # (B, k) bool, ended by EOS
 
@@ -53,14 +53,9 @@ class Rollout:
         return self.batch.response_mask
 
     @property
-    def surplus_kl(self) -> Tensor:
-        """Where `kl` is exact: log pi/ref of the token chosen, less that KL; (B, T), mean 0.
-
-        The exact KL at a token does not depend on which one is chosen, but its gradient is
-
-            grad KL(pi || ref) = E_{x ~ pi}[ (log pi(x)/ref(x) - KL) grad log pi(x) ]
-        """
-        return kl_k1(self.logps, self.ref_logps) - self.kl
+    def exact_kl(self) -> Tensor:
+        """(B, k), token_kl summed over each response."""
+        return self.batch.response_sums(self.token_kl)
 
     def texts(self) -> tuple[list[str], list[str]]:
         """The B k responses, and the prompt of each."""
@@ -72,8 +67,7 @@ class RolloutMaker:
     """Makes rollouts: how responses are sampled, and who judges them.
 
     reference: None if it is the policy without its adapters (minigpt/lora.py).
-    kl_estimator: (logps, ref_logps) -> the KL that each token pays for (minigpt/kl.py); with None
-    it is the exact one.
+    kl_estimator: (logps, ref_logps) -> the KL that each token pays for (minigpt/kl.py).
     sample: draws the responses, and is called as minigpt.sampling.sample_ids is.
     """
 
@@ -82,7 +76,7 @@ class RolloutMaker:
     max_new_tokens: int
     missing_eos_penalty: float
     samples_per_prompt: int = 1
-    kl_estimator: KLEstimator | None = kl_k1
+    kl_estimator: KLEstimator = kl_k1
     sample: Sampler = sample_ids
 
     @torch.no_grad()
@@ -98,11 +92,10 @@ class RolloutMaker:
         ref_logps = place(logps_of(ref_logits, tokens), mask)
         finished = ends_with_eos(batch)                                        # (B, k)
         scores = self.reward.rewards(batch) - self.missing_eos_penalty * ~finished
-        exact = place(exact_kl(logits, ref_logits), mask)
-        kl = self.kl_estimator(logps, ref_logps) if self.kl_estimator else exact
+        kl = self.kl_estimator(logps, ref_logps)
         return Rollout(batch=batch, logps=logps, ref_logps=ref_logps, scores=scores, kl=kl,
                        rewards=token_rewards(scores, kl, kl_coeff, batch.last_columns),
-                       exact_kl=batch.response_sums(exact),
+                       token_kl=place(exact_kl(logits, ref_logits), mask),
                        entropy=entropy(logits).mean(), finished=finished)
 
     def respond(self, policy: Model, prompts: Batch, generator: torch.Generator) -> Batch:

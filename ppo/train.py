@@ -20,11 +20,11 @@ from minigpt.batching import Batches
 from minigpt.errors import UserError
 from minigpt.evaluation import Measure, signs_of_collapse
 from minigpt.examples import check_texts, tokenize_example
-from minigpt.kl import exact_kl, kl_k1, kl_k3
+from minigpt.kl import kl_k1, kl_k3
 from minigpt.log import warn
 from minigpt.logprobs import token_logps
 from minigpt.lora import checked_models, merge_lora, recipes_of
-from minigpt.metrics import masked_mean
+from minigpt.metrics import masked, masked_mean
 from minigpt.options import option
 from minigpt.protocol import Model
 from minigpt.recipes import with_recipes
@@ -73,10 +73,10 @@ class PPOConfig(TrainingConfig):
     ppo_epochs: int = option(2, "passes over one rollout", at_least=1)
     kl_coeff: float = option(0.5, "penalty for a nat of KL to the reference (beta), in the "
                                   "units of the score", at_least=0)
-    kl_penalty: str | None = option(None, "the KL that a token pays for in its reward: that of "
-                                          "the token sampled, log pi/ref, or the exact one over "
-                                          "the vocabulary (by default, for rloo)",
-                                    choices=("sampled", "exact"))
+    kl_penalty: str | None = option(None, "with rloo and kl_in reward: whether each token pays for "
+                                          "the exact KL from there on (the default), or for the "
+                                          "sampled log pi/ref of its whole response",
+                                    choices=("exact", "sampled"))
     target_kl: float | None = option(None, "nats per response to which an adaptive kl_coeff steers "
                                            "(by default it is fixed)", above=0)
     kl_horizon: int = option(500, "an adaptive kl_coeff changes in an episode by a fraction of at "
@@ -102,7 +102,7 @@ def ppo_training(policy: Model, reference: Model | None, reward: AnyReward,
                  prompts: Sequence[str], num_episodes: int = PPOConfig.num_episodes,
                  lr: float | None = None, kl_coeff: float | None = None, *,
                  advantage: Advantage = "gae", value_model: RewardModel | None = None,
-                 kl_estimator: KLEstimator | None = None,
+                 kl_estimator: KLEstimator = kl_k1,
                  sample: Sampler = sample_ids, measure: Measure | None = None,
                  **options) -> tuple[Model, list[float], list[float]]:
     """Train `policy` in place against `reward`; options: the fields of PPOConfig.
@@ -119,8 +119,7 @@ def ppo_training(policy: Model, reference: Model | None, reward: AnyReward,
         value_model: what GAE compares with, trained in place; by default a copy of the reward
             model, which already knows what a good ending looks like, or of a policy that is a
             MiniGPT.
-        kl_estimator: (logps, ref_logps) -> the KL that each token pays for (minigpt/kl.py), instead
-            of what kl_penalty says.
+        kl_estimator: (logps, ref_logps) -> the KL that each token pays for; see minigpt/kl.py.
         sample: draws the responses, called as minigpt.sampling.sample_ids is.
         measure: (prompts, texts) -> figures of each rollout to log; nothing learns from them.
 
@@ -142,6 +141,8 @@ def ppo_training(policy: Model, reference: Model | None, reward: AnyReward,
         config.samples_per_prompt = math.gcd(config.samples_per_prompt, config.batch_size,
                                              config.minibatch_size)
     check_groups(advantage, config)
+    if config.kl_in == "loss" and kl_estimator is not kl_k1:
+        raise ValueError("kl_in='loss' uses k3, so a kl_estimator would change nothing")
     exact = pays_exact_kl(advantage, kl_estimator, config)
     batches = prompt_batches(prompts, policy.max_seq_len, config)
     models: dict[str, nn.Module] = {"policy": policy.train()}
@@ -152,14 +153,14 @@ def ppo_training(policy: Model, reference: Model | None, reward: AnyReward,
     elif value_model is not None:
         raise ValueError(f"advantage={name_of(advantage)!r} has no use for a value_model: only "
                          "'gae' has")
-    kl_estimator = kl_estimator or (None if exact else kl_k1)
     roll_out = RolloutMaker(reference, reward, config.max_new_tokens, config.missing_eos_penalty,
                             config.samples_per_prompt, kl_estimator, sample)
     loop = TrainingLoop(models, config, batches, num_episodes, frozen=[reference, reward],
                         lrs={"value": config.value_lr}, eps=1e-5,       # as in OpenAI's code
                         state={"kl_coeff": config.kl_coeff},            # kept in checkpoints
                         identity={"advantage": name_of(advantage), "sample": name_of(sample),
-                                  "kl_estimator": name_of(kl_estimator or exact_kl)})
+                                  "kl_estimator": name_of(kl_estimator),
+                                  **({"kl_penalty": "exact"} if exact else {})})
     optimizer, log, warned = loop.optimizer, loop.log, False
     for prompt_batch in loop.whole_batches():                               # one episode each
         # 1. Roll out.
@@ -241,9 +242,9 @@ def gae_by_response(rollout: Rollout, values: Tensor, gamma: float,
 def compared(rollout: Rollout, advantage: Advantage) -> Tensor:
     """Advantages without a value model, (B, T): of groups, or by a function of one's own.
 
-    Those of "rloo" and "grpo" are the same for all tokens of a response.  The loss is a mean over
-    all tokens of a minibatch, as PPO's; GRPO's paper takes the mean of each response first, which
-    favours short ones among the good (Liu et al. 2025, arXiv:2503.20783).
+    Those of groups are the same for all tokens of a response.  The loss is a mean over all tokens
+    of a minibatch, as PPO's; GRPO's paper takes the mean of each response first, which favours
+    short ones among the good (Liu et al. 2025, arXiv:2503.20783).
     Raises ValueError if a function's are not (B, T).
     """
     batch = rollout.batch
@@ -259,17 +260,20 @@ def compared(rollout: Rollout, advantage: Advantage) -> Tensor:
 
 
 def rloo_with_exact_kl(rollout: Rollout, kl_coeff: float) -> Tensor:
-    """RLOO where each token answers for the KL that it causes, and for no other: (B, T).
+    """RLOO's advantages where a token pays only for the KL from there on, and exactly: (B, T).
 
-        A_t = RLOO(score) - beta (log pi/ref of token t - KL_t + RLOO(KL of the tokens after t))
+        A_t = RLOO(score) - beta ( u_t - KL_t + RLOO(sum_{s > t} KL_s) )      u_t = log pi/ref
 
-    KL_t is exact, over the vocabulary, so it depends on the tokens before t alone.  The mean
-    gradient is that of score - beta sum_t log pi/ref, with less noise (Amini et al. 2025,
-    arXiv:2504.10637).
+    KL_t, over the whole vocabulary, is the mean of u_t.  It does not depend on token t, but its
+    gradient does: grad KL_t = E[(u_t - KL_t) grad log pi].  So the mean gradient is still that of
+    score - beta sum_t u_t.  Far from the optimum it is less noisy than with log-ratios of whole
+    responses, near it more; trained policies got further (lessons/notes/family.md).  The exact KL
+    is that of Amini et al. 2025, arXiv:2504.10637.
     """
     batch = rollout.batch
-    caused = rollout.surplus_kl + rloo_to_go(rollout.kl, batch.response_masks)
-    return batch.on_tokens(rloo_advantages(rollout.scores)) - kl_coeff * caused
+    own = masked(kl_k1(rollout.logps, rollout.ref_logps) - rollout.token_kl, rollout.mask)
+    later = rloo_to_go(rollout.token_kl, batch.response_masks)
+    return batch.on_tokens(rloo_advantages(rollout.scores)) - kl_coeff * (own + later)
 
 
 def first_value_model(reward: Reward, policy: Model) -> RewardModel:
@@ -298,14 +302,11 @@ def check_groups(advantage: Advantage, config: PPOConfig) -> None:
                             f"multiple of samples_per_prompt={k}")
 
 
-def pays_exact_kl(advantage: Advantage, kl_estimator: KLEstimator | None,
-                  config: PPOConfig) -> bool:
-    """Whether tokens pay for the exact KL.  Raises an error if that is asked for and cannot be."""
-    if config.kl_in == "loss" and kl_estimator is not None:
-        raise ValueError("kl_in='loss' uses k3, so a kl_estimator would change nothing")
+def pays_exact_kl(advantage: Advantage, kl_estimator: KLEstimator, config: PPOConfig) -> bool:
+    """Whether `rloo_with_exact_kl` is used.  Raises UserError if it is asked for and cannot be."""
     unless = {"it is for rloo": advantage != "rloo",
               "kl_in=loss takes k3": config.kl_in == "loss",
-              "the kl_estimator takes its place": kl_estimator is not None}
+              "the kl_estimator takes its place": kl_estimator is not kl_k1}
     reasons = [reason for reason, holds in unless.items() if holds]
     if config.kl_penalty == "exact" and reasons:
         raise UserError(f"kl_penalty=exact (--kl-penalty) would change nothing: {reasons[0]}")

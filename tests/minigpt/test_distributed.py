@@ -36,7 +36,7 @@ def launch(processes, out, batch_size, *stages_and_flags):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """trained(processes, batch_size, *flags) -> the folder of a run of all STAGES, and what it said.
+    """trained(processes, batch_size, *flags) -> the folder of a run of STAGES, and what it said.
 
     Starting the processes takes longer than all that they train, so each is started once for all
     tests, and for all workers of pytest: they share the folder above their own.

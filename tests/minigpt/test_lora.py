@@ -337,7 +337,7 @@ def test_a_rollout_compares_with_the_policy_without_its_adapters(make_model, cop
     found, expected = (RolloutMaker(reference, as_reward(longer), 6, 1.0, samples_per_prompt=2)(
         policy, prompts, 0.1, torch.Generator().manual_seed(0)) for reference in (None, start))
     assert found.texts() == expected.texts() and found.exact_kl.min() > 0
-    for name in ("logps", "ref_logps", "exact_kl", "rewards"):
+    for name in ("logps", "ref_logps", "token_kl", "rewards"):
         assert torch.equal(getattr(found, name), getattr(expected, name))
     assert all(layer.on for layer in adapters_of(policy))
 

@@ -18,7 +18,7 @@ from minigpt.checkpoint import load_state
 from minigpt.command import run_command
 from minigpt.distributed import rank, start
 from minigpt.errors import UserError
-from minigpt.kl import kl_k1, kl_k3
+from minigpt.kl import kl_k3
 from minigpt.run_folder import read_history
 from ppo import ppo_training
 from ppo.main import signs_in_training
@@ -115,6 +115,37 @@ def by_hand(rollout, advantage, k=K):
             else:
                 found[row][place] = (returns[j] - returns.mean()) / (returns.std() + 1e-4)
     return found
+
+
+def exact_by_hand(rollout, kl_coeff, k=K):
+    """RLOO with the exact KL, token by token."""
+    found = torch.zeros_like(rollout.rewards)
+    for row, segments in enumerate(rollout.batch.segments):
+        places = [(segments == j).nonzero()[:, 0] for j in range(1, k + 1)]
+        for j, place in enumerate(places):
+            others = [i for i in range(k) if i != j]
+            score = rollout.scores[row, j] - rollout.scores[row, others].mean()
+            for t, column in enumerate(place):
+                later = [rollout.token_kl[row, of[t + 1:]].sum() for of in places]
+                log_ratio = rollout.logps[row, column] - rollout.ref_logps[row, column]
+                paid = log_ratio - rollout.token_kl[row, column] + later[j] \
+                    - sum(later[i] for i in others) / (k - 1)
+                found[row, column] = score - kl_coeff * paid
+    return found
+
+
+def test_rloo_with_the_exact_kl_is_what_it_is_by_hand_at_the_coefficient_of_the_episode(
+        train, make_model, tmp_path):
+    def function(rollout):
+        used.append(0.3 if not used else 0.8 * used[-1])  # the answers are not its own: KL < 0
+        return exact_by_hand(rollout, used[-1])
+    options = {"reference": make_model(3, spread=4), "kl_coeff": 0.3, "target_kl": 1e-3,
+               "kl_horizon": 12, "num_episodes": 2, "ppo_epochs": 1, "sample": counted}
+    used = []
+    found = train(out=str(tmp_path), **options)[0]
+    expected = train(advantage=function, **options)[0]
+    assert read_history(tmp_path)["objective/kl_coeff"] == pytest.approx(used)
+    assert_close(found, expected, 1e-5)
 
 
 @GROUPS
@@ -357,10 +388,10 @@ def test_the_exact_kl_is_refused_where_it_would_change_nothing(train, options, r
 
 
 def test_rloo_pays_the_exact_kl_unless_told_otherwise(train, weights_equal):
-    by_default, exact, sampled, by_estimator = (
-        train(**options)[0] for options in (
-            {}, {"kl_penalty": "exact"}, {"kl_penalty": "sampled"}, {"kl_estimator": kl_k1}))
-    assert weights_equal(by_default, exact) and weights_equal(sampled, by_estimator)
+    by_default, exact, sampled, estimated = (train(**options)[0] for options in (
+        {}, {"kl_penalty": "exact"}, {"kl_penalty": "sampled"},
+        {"kl_estimator": lambda logps, ref_logps: logps - ref_logps}))
+    assert weights_equal(by_default, exact) and weights_equal(sampled, estimated)
     assert not weights_equal(exact, sampled)
 
 

@@ -15,7 +15,8 @@ def test_rollout_metrics_by_hand():
     zeros = torch.zeros(2, 4)
     rollout = Rollout(
         batch=Batch(torch.zeros(2, 4, dtype=torch.long), segments, torch.arange(2)), logps=zeros,
-        ref_logps=zeros, exact_kl=torch.tensor([[0.5], [1.5]]), entropy=torch.tensor(2.5),
+        ref_logps=zeros, entropy=torch.tensor(2.5),
+        token_kl=torch.tensor([[0.0, 0.125, 0.25, 0.125], [0.0, 0.0, 1.5, 0.0]]),
         scores=torch.tensor([[3.0], [-1.0]]),
         kl=torch.tensor([[0.0, 1.0, -2.0, 4.0], [0.0, 0.0, 5.0, 0.0]]), rewards=zeros,
         finished=torch.tensor([[True], [False]]))

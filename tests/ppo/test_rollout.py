@@ -148,24 +148,6 @@ def test_another_kl_estimator_is_what_each_token_pays(rollout, models):
     assert torch.equal(found.exact_kl, rollout.exact_kl)  # a measurement, which is not paid
 
 
-@torch.no_grad()
-def test_without_an_estimator_each_token_pays_the_exact_kl_of_its_state(rollout, models):
-    policy, reference, _, _ = models
-    found = roll_out(models, PROMPTS, 9, KL_COEFF, kl_estimator=None)
-    assert torch.equal(found.logps, rollout.logps)
-    torch.testing.assert_close(found.kl.sum(1), found.exact_kl[:, 0])
-    for b, ids, columns in real_rows(found):
-        for t in columns:
-            logits, ref_logits = (model(ids[None, :t])[0, -1] for model in (policy, reference))
-            assert float(found.kl[b, t]) == pytest.approx(float(exact_kl(logits, ref_logits)),
-                                                          abs=1e-3)
-    torch.testing.assert_close(found.kl + found.surplus_kl, rollout.kl)  # together the log-ratio
-    assert (found.surplus_kl[~found.mask] == 0).all()
-    torch.testing.assert_close(found.rewards.sum(1),
-                               found.scores[:, 0] - KL_COEFF * found.kl.sum(1), rtol=1e-4,
-                               atol=1e-4)
-
-
 def test_another_sampler_draws_the_responses(models):
     calls = []
 
