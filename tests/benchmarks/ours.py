@@ -67,7 +67,8 @@ def work_of(stage: str, data: str | None, bf16: bool) -> tuple[Work, int]:
     prompts = [row["prompt"] for row in rows if len(row["prompt"]) <= 64]
     settings |= {"num_episodes": EPISODES // 64, "batch_size": 64, "minibatch_size": 64,
                  "ppo_epochs": 4, "max_new_tokens": 48, "kl_coeff": 0.05,
-                 "max_approxkl": 1e9}  # no update is left out
+                 "max_approxkl": 1e9,          # no update is left out
+                 "kl_penalty": "sampled"}      # as TRL's
     if stage == "ppo":
         return lambda: ppo_training(model, twin, RewardModel(max_seq_len=256), prompts,
                                     samples_per_prompt=1, **settings), EPISODES  # as TRL draws
