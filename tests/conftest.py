@@ -26,8 +26,9 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):
-    """The longest test comes first, so that no core waits for it at the end."""
-    items.sort(key=lambda item: item.path.name != "test_compare.py")
+    """The longest tests come first, so that no core waits for one at the end."""
+    longest = ["test_compare.py", "test_seeds.py", "test_distributed.py"]
+    items.sort(key=lambda item: (*longest, item.path.name).index(item.path.name))
 
 
 @pytest.fixture(autouse=True)
