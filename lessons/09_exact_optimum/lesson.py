@@ -87,10 +87,10 @@ lesson.table("reached", ["policy", "mean reward", "KL(π ‖ π*)", "probability
               for name, pi in policies.items()], title="Ten answers, one optimum")
 figure, (left, right) = lesson.panels(2, height=3.6)
 for number, (name, pi) in enumerate(policies.items()):
-    colour = ("#999999", "black", *COLOURS)[number]
-    left.bar([k + 0.17 * (number - 2) for k in range(10)], pi.exp(), 0.17, color=colour, label=name)
+    style = {"color": ("#999999", "black", *COLOURS)[number], "label": name}
+    left.bar([k + 0.17 * (number - 2) for k in range(10)], pi.exp().tolist(), 0.17, **style)
     if name in runs:
-        right.plot(range(1, STEPS + 1), runs[name][1], color=colour, label=name)
+        right.plot(range(1, STEPS + 1), runs[name][1], **style)
 left.set_xticks(range(10), [f"{NAMES[k]}\n{REWARD[k]:g}" for k in range(10)])
 left.set(xlabel="answer, and its reward", ylabel="probability")
 left.legend()
