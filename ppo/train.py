@@ -266,9 +266,9 @@ def rloo_with_exact_kl(rollout: Rollout, kl_coeff: float) -> Tensor:
 
     KL_t, over the whole vocabulary, is the mean of u_t.  It does not depend on token t, but its
     gradient does: grad KL_t = E[(u_t - KL_t) grad log pi].  So the mean gradient is still that of
-    score - beta sum_t u_t.  Far from the optimum it is less noisy than with log-ratios of whole
-    responses, near it more; trained policies got further (lessons/notes/family.md).  The exact KL
-    is that of Amini et al. 2025, arXiv:2504.10637.
+    score - beta sum_t u_t.  It is not always less noisy (at the optimum score - beta sum_t u_t is
+    the same for all responses), but policies got further with it (lessons/notes/family.md).  The
+    exact KL is that of Amini et al. 2025, arXiv:2504.10637.
     """
     batch = rollout.batch
     own = masked(kl_k1(rollout.logps, rollout.ref_logps) - rollout.token_kl, rollout.mask)
