@@ -24,7 +24,7 @@ from minigpt.kl import kl_k1, kl_k3
 from minigpt.log import warn
 from minigpt.logprobs import token_logps
 from minigpt.lora import checked_models, merge_lora, recipes_of
-from minigpt.metrics import masked, masked_mean
+from minigpt.metrics import masked_mean
 from minigpt.options import option
 from minigpt.protocol import Model
 from minigpt.recipes import with_recipes
@@ -271,7 +271,7 @@ def rloo_with_exact_kl(rollout: Rollout, kl_coeff: float) -> Tensor:
     exact KL is that of Amini et al. 2025, arXiv:2504.10637.
     """
     batch = rollout.batch
-    own = masked(kl_k1(rollout.logps, rollout.ref_logps) - rollout.token_kl, rollout.mask)
+    own = kl_k1(rollout.logps, rollout.ref_logps) - rollout.token_kl           # 0 on the prompt
     later = rloo_to_go(rollout.token_kl, batch.response_masks)
     return batch.on_tokens(rloo_advantages(rollout.scores)) - kl_coeff * (own + later)
 
