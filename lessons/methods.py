@@ -87,8 +87,8 @@ def fresh_processes() -> Any:
     if sys.platform != "linux":  # elsewhere forking after these imports is unsafe or impossible
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(  # skips what is not installed; optimizers import the compiler
-        [*(f"{stage}.main" for stage in STAGES), "matplotlib.pyplot", "torch._dynamo"])
+    context.set_forkserver_preload(  # skips what is not installed
+        [*(f"{stage}.main" for stage in STAGES), "matplotlib.pyplot"])
     return context
 
 

@@ -45,9 +45,9 @@ class Attention(nn.Module):
         """
         B, T, D = x.shape
         qkv = by_token(self.qkv, x).view(B, T, 3, self.num_heads, D // self.num_heads)
-        qkv = qkv.permute(2, 0, 3, 1, 4)                                       # (3, B, H, T, K)
-        k, v = qkv[1:] if cache is None else cache.append(self.layer, qkv[1:])  # (B, H, S, K)
-        heads = by_row(attention, qkv[0], k, v, mask)                           # (B, T, H, K)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)                                   # (B, H, T, K)
+        heads = by_row(attention, q, k, v, mask) if cache is None \
+            else cache.attend(attention, self.layer, q, k, v)                  # (B, T, H, K)
         return heads.flatten(2)
 
 
@@ -128,8 +128,8 @@ class MiniGPT(nn.Module):
             positions: (B, T), the position of each token; by default 0, 1, 2, ... in each row.
             visible: (B, T, S), True where query t may see key s; by default every token sees
                 itself and those before it.
-            cache: holds the keys and values of the tokens read so far; the S keys are these and
-                the T new ones.  After the first call tokens come one at a time.
+            cache: holds the keys and values read so far, and knows what each token may see
+                (minigpt/cache.py).
             at: rows (N,) and columns (N,); the result is then (N, D), for these tokens alone.
 
         Raises ValueError if T is longer than max_seq_len.
@@ -144,8 +144,6 @@ class MiniGPT(nn.Module):
         for block in self.blocks[:-1]:
             x = block(x, mask, cache)
         x = self.blocks[-1](x, mask, cache, at)
-        if cache is not None:
-            cache.length += token_ids.shape[1]
         return self.final_norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

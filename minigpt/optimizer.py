@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt import distributed
-from minigpt.processor import fast_precision, onednn_matmul
+from minigpt.processor import AdamW, fast_precision, onednn_matmul, tf32_matmul
 from minigpt.settings import TrainingConfig
 
 
@@ -37,7 +37,7 @@ class Optimizer:
                 parameters = [p for p in model.parameters() if (p.dim() >= 2) == matrices]
                 groups.append({"params": parameters, "lr": peak, "peak": peak,
                                "weight_decay": decay})
-        self.adamw = torch.optim.AdamW(groups, betas=(0.9, 0.99), eps=eps, fused=True)
+        self.adamw = AdamW(groups, betas=(0.9, 0.99), eps=eps, fused=True)
         self.error_hint: Callable[[], str] = lambda: ""
 
     @contextmanager
@@ -47,9 +47,9 @@ class Optimizer:
         Casts are not cached: a step made within the block would leave the weights cast before it.
         A FloatingPointError within it is told where it happened.
         """
-        kind = self.device.type
-        with onednn_matmul(), nullcontext() if self.dtype == "float32" else \
-                torch.autocast(kind, torch.bfloat16, cache_enabled=False):
+        fast = self.dtype == "bfloat16"
+        with onednn_matmul(), tf32_matmul(fast), nullcontext() if not fast else \
+                torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False):
             try:
                 yield
             except FloatingPointError as error:

@@ -16,7 +16,7 @@ from minigpt.protocol import Model, checked_model, row_logits
 from minigpt.tokenizer import EOS, PAD, decode
 from minigpt.weights import device_of
 
-ROWS_AT_ONCE = 128  # with more, the keys and values of one layer no longer fit into the CPU cache
+ROWS_AT_ONCE = 256  # twice as many gain a tenth more speed, and take 100 MB more
 SHRINK_AT = 0.25    # share of ended rows; dropping them copies the cache, which costs a few steps
 
 
@@ -74,17 +74,11 @@ def sample_ids(model: Model, prompt_ids: Sequence[list[int]], max_new_tokens: in
     device = model.device
     rows = torch.arange(len(prompt_ids), device=device)            # which prompt each row answers
     lengths = torch.tensor([len(ids) for ids in prompt_ids], device=device)
-    longest = int(lengths.max())
     sampled = torch.full((len(prompt_ids), max_new_tokens), PAD, device=device)
     room = (model.max_seq_len - lengths).clamp(max=max_new_tokens)  # longest response of each row
     done = torch.zeros_like(lengths, dtype=torch.bool)
 
-    # Prompts are padded on the right, as in training.  New tokens go into the columns after the
-    # longest prompt, at the positions after their own prompt: no position is ever shifted, and the
-    # padding in between is hidden.
-    cache, last_hidden = read_prompts(model, prompt_ids, longest + max_new_tokens)
-    columns = torch.arange(longest + max_new_tokens, device=device)
-    visible = (columns < lengths[:, None]) | (columns >= longest)   # (B, S)
+    cache, last_hidden = read_prompts(model, prompt_ids, max_new_tokens)
     for step in range(max_new_tokens):
         tokens = sample_tokens(model.logits(last_hidden), temperature, top_k, greedy, generator)
         sampled[rows, step] = tokens
@@ -94,11 +88,9 @@ def sample_ids(model: Model, prompt_ids: Sequence[list[int]], max_new_tokens: in
         if done.float().mean() > SHRINK_AT:
             going = (~done).nonzero()[:, 0]
             cache.keep_rows(going)
-            rows, lengths, visible = rows[going], lengths[going], visible[going]
-            tokens, done = tokens[going], done[going]
+            rows, lengths, tokens, done = rows[going], lengths[going], tokens[going], done[going]
         positions = (lengths + step).clamp(max=model.max_seq_len - 1)  # ended rows may run past it
-        last_hidden = model.hidden_states(tokens[:, None], positions[:, None],
-                                          visible[:, None, :longest + step + 1], cache)[:, 0]
+        last_hidden = model.hidden_states(tokens[:, None], positions[:, None], cache=cache)[:, 0]
     is_eos = sampled == EOS
     counts = torch.where(is_eos.any(1), is_eos.int().argmax(1) + 1, room).minimum(room)
     return [ids[:count] for ids, count in zip(sampled.tolist(), counts.tolist(), strict=True)]
@@ -124,25 +116,17 @@ def sample_without_cache(model: Model, prompt_ids: Sequence[list[int]],
 
 
 def read_prompts(model: MiniGPT, prompt_ids: Sequence[list[int]],
-                 columns: int) -> tuple[KeyValueCache, Tensor]:
-    """A cache with room for `columns` that has read B prompts, and their last hidden states (B, D).
-
-    Prompts that are the same are read as one row, which is then copied.
+                 max_new_tokens: int) -> tuple[KeyValueCache, Tensor]:
+    """A cache that has read B prompts, the same ones once, and their last hidden states (B, D).
     """
-    different = {bytes(ids): list(ids) for ids in prompt_ids}
-    row_of = {key: row for row, key in enumerate(different)}
-    lengths = torch.tensor([len(ids) for ids in different.values()], device=model.device)
-    longest = int(lengths.max())
-    token_ids = torch.tensor([ids + [PAD] * (longest - len(ids)) for ids in different.values()],
-                             device=model.device)
-    cache = KeyValueCache(model, len(different), columns)
-    ends = (torch.arange(len(different), device=model.device), lengths - 1)
-    last_hidden = model.hidden_states(token_ids, cache=cache, at=ends)
-    if len(different) == len(prompt_ids):
-        return cache, last_hidden
-    copies = torch.tensor([row_of[bytes(ids)] for ids in prompt_ids], device=model.device)
-    cache.keep_rows(copies)
-    return cache, last_hidden[copies]
+    row_of = {ids: row for row, ids in enumerate(dict.fromkeys(map(bytes, prompt_ids)))}
+    prompt_of = torch.tensor([row_of[bytes(ids)] for ids in prompt_ids], device=model.device)
+    different = [torch.tensor(list(ids), device=model.device) for ids in row_of]
+    token_ids = pad_sequence(different, batch_first=True, padding_value=PAD)
+    lengths = torch.tensor([len(ids) for ids in row_of], device=model.device)
+    cache = KeyValueCache(lengths, prompt_of, max_new_tokens)
+    ends = torch.arange(len(lengths), device=model.device), lengths - 1
+    return cache, model.hidden_states(token_ids, cache=cache, at=ends)[prompt_of]
 
 
 def sample_tokens(logits: Tensor, temperature: float, top_k: int | None, greedy: bool,

@@ -1,3 +1,4 @@
+import copy
 import os
 import platform
 import subprocess
@@ -117,3 +118,45 @@ def test_sizes_are_rounded_up_to_eight_between_two_powers_of_two():
     rounded = {-(-size // step) * step for size in range(65, 129)
                for step in [processor.size_step(size)]}
     assert rounded == {72, 80, 88, 96, 104, 112, 120, 128}
+
+
+def weights_after_steps(adamw):
+    """(weights, state) of a layer after ten steps, of which five are before a load of the state."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(8, 8, generator=generator))
+    optimizer = adamw([weight], lr=0.1, weight_decay=0.1, betas=(0.9, 0.99), fused=True)
+    for step in range(10):
+        weight.grad = torch.randn(8, 8, generator=generator)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert weight.grad is None
+        if step == 4:
+            state = copy.deepcopy(optimizer.state_dict())
+            optimizer = adamw([weight], lr=1.0, fused=True)
+            optimizer.load_state_dict(state)
+    return weight, optimizer.state_dict()
+
+
+def test_adamw_is_torchs():
+    (found, found_state), (expected, expected_state) = map(weights_after_steps, (
+        processor.AdamW, torch.optim.AdamW))
+    assert torch.equal(found, expected)
+    assert found_state["param_groups"] == expected_state["param_groups"]
+    for name, value in expected_state["state"][0].items():
+        assert torch.equal(found_state["state"][0][name], value)
+
+
+def test_no_stage_imports_the_compiler(tmp_path):
+    """Nor does saving, or resuming."""
+    program = """
+import sys
+import torch
+from minigpt import MiniGPT
+from sft import sft_train
+for resume in (False, True):
+    torch.manual_seed(0)
+    sft_train(MiniGPT(), [{"prompt": "a", "response": "b"}] * 4, 1, batch_size=2, save_every=1,
+              out=sys.argv[1], resume=resume)
+assert "torch.optim" in sys.modules and "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)

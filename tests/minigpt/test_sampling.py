@@ -224,13 +224,14 @@ def repeated_ids(max_seq_len=64):
     return [tokenize_prompt(RAGGED[i], max_seq_len) for i in REPEATED]
 
 
-def read_every_row(model, prompt_ids, columns):
-    """`read_prompts` as it was when each row was read for itself."""
-    longest = max(map(len, prompt_ids))
-    cache = KeyValueCache(model, len(prompt_ids), columns)
-    ends = torch.arange(len(prompt_ids)), torch.tensor([len(ids) - 1 for ids in prompt_ids])
-    padded = torch.tensor([ids + [PAD] * (longest - len(ids)) for ids in prompt_ids])
-    return cache, model.hidden_states(padded, cache=cache, at=ends)
+def read_every_row(model, prompt_ids, max_new_tokens):
+    """`read_prompts`, had each row a prompt of its own."""
+    rows = [torch.tensor(ids) for ids in prompt_ids]
+    lengths = torch.tensor([len(row) for row in rows])
+    each = torch.arange(len(rows))
+    cache = KeyValueCache(lengths, each, max_new_tokens)
+    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
+    return cache, model.hidden_states(padded, cache=cache, at=(each, lengths - 1))
 
 
 @pytest.fixture
@@ -261,21 +262,19 @@ def test_a_prompt_that_occurs_several_times_is_read_once(make_model, rows_read):
 
 
 @torch.no_grad()
-def test_what_is_read_once_and_copied_is_what_each_row_would_have_read(make_model):
+def test_what_is_read_once_is_what_each_row_would_have_read(make_model):
     model, ids = make_model(), repeated_ids()
-    (cache, hidden), (expected_cache, expected) = (read(model, ids, 50)
-                                                   for read in (read_prompts, read_every_row))
+    (cache, hidden), (each, expected) = (read(model, ids, 50)
+                                         for read in (read_prompts, read_every_row))
     torch.testing.assert_close(hidden, expected, rtol=1e-5, atol=1e-5)
-    assert cache.length == expected_cache.length == max(map(len, ids))
-    assert cache.memory.shape == expected_cache.memory.shape
-    for row, prompt in enumerate(ids):
-        columns = slice(len(prompt))  # what is behind them is hidden
-        torch.testing.assert_close(cache.memory[:, :, row, :, columns],
-                                   expected_cache.memory[:, :, row, :, columns],
-                                   rtol=1e-5, atol=1e-5)
-    read = cache.memory[..., :cache.length, :]  # the columns behind are not initialised
+    assert torch.equal(cache.prompt_lengths[cache.prompt_of], each.prompt_lengths)
+    for found, wanted in zip(cache.prompts, each.prompts, strict=True):
+        for row, (prompt, length) in enumerate(
+                zip(cache.prompt_of, each.prompt_lengths, strict=True)):
+            for kept, alone in zip(found, wanted, strict=True):  # keys, values
+                torch.testing.assert_close(kept[prompt, :, :length], alone[row, :, :length],
+                                           rtol=1e-5, atol=1e-5)
     for row, same in ((2, 0), (3, 0), (7, 0), (5, 1)):
-        assert torch.equal(read[:, :, row], read[:, :, same])
         assert torch.equal(hidden[row], hidden[same])
 
 

@@ -9,6 +9,7 @@ import torch
 
 from data.examples import sft_examples
 from dpo import dpo_train
+from minigpt import processor
 from minigpt.batching import Batches
 from minigpt.checkpoint import load_state
 from minigpt.errors import UserError
@@ -339,7 +340,7 @@ def train_stage(stage, model, rows, **options):
 def break_step(monkeypatch):
     """break_step(n, value): the n-th step of AdamW leaves this value in a weight."""
     def broken(number, value):
-        steps, step = [], torch.optim.AdamW.step
+        steps, step = [], processor.AdamW.step
 
         def step_and_break(self, *args):
             step(self, *args)
@@ -347,7 +348,7 @@ def break_step(monkeypatch):
             if len(steps) == number:
                 with torch.no_grad():
                     self.param_groups[0]["params"][-1].view(-1)[7] = value
-        monkeypatch.setattr(torch.optim.AdamW, "step", step_and_break)
+        monkeypatch.setattr(processor.AdamW, "step", step_and_break)
     return broken
 
 
