@@ -10,7 +10,7 @@ import torch
 import dpo.main
 import ppo.main
 import reward.main
-from minigpt import MiniGPT, load_checkpoint, save_checkpoint
+from minigpt import MiniGPT, load_checkpoint, processor, save_checkpoint
 from minigpt.command import begin, check_device, load_model, report, run_command
 from minigpt.errors import UserError
 from minigpt.log import MetricLog
@@ -323,13 +323,13 @@ def test_a_signal_before_a_command_has_a_folder_says_so(capsys):
 def test_what_is_not_finite_ends_a_command_in_one_line_and_is_not_saved(tmp_path, start,
                                                                         monkeypatch, capsys):
     rows, out = write_rows(tmp_path / "rows.jsonl"), tmp_path / "run"
-    step = torch.optim.AdamW.step
+    step = processor.AdamW.step
 
     def step_and_break(self, *arguments):
         step(self, *arguments)
         with torch.no_grad():
             self.param_groups[0]["params"][0][0] = float("nan")
-    monkeypatch.setattr(torch.optim.AdamW, "step", step_and_break)
+    monkeypatch.setattr(processor.AdamW, "step", step_and_break)
     assert exit_code_of(lambda: dpo.main.main(
         ["--out", str(out), "--init", str(start), "--data", rows, "--num-epochs", "1",
          "--batch-size", "999"])) == 1
