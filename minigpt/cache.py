@@ -1,6 +1,6 @@
 """The key-value cache, with which generating a token costs one column instead of all of them.
 
-Responses to the same prompt share its keys and values, which a step reads only once for all.
+Responses to the same prompt share its keys and values, so a step reads them only once.
 """
 
 from collections.abc import Callable
@@ -30,13 +30,20 @@ class KeyValueCache:
         self.responses: list[Tensor] = []               # of each layer: (2, B, H, max_new, K)
         self.max_new_tokens = max_new_tokens
         self.columns_read = 0                           # of the responses
-        self._arrange(prompt_lengths, prompt_of)
+        self.rows = torch.arange(len(prompt_lengths), device=prompt_of.device)  # of prompts, kept
+        if len(prompt_lengths) * prompt_of.bincount().max() > 2 * len(prompt_of):
+            # One prompt has so many responses that most of the table below would be empty.
+            self.rows, prompt_of = prompt_of, torch.arange(len(prompt_of), device=prompt_of.device)
+        self._arrange(prompt_lengths[self.rows], prompt_of)
 
     def attend(self, attention: Callable[..., Tensor], layer: int, q: Tensor, k: Tensor,
                v: Tensor) -> Tensor:
-        """Keep k and v; attention to all that each query may see: (B, H, T, K) -> (B, T, H, K)."""
+        """Store k and v, and attend to all that each query may see: (B, H, T, K) -> (B, T, H, K).
+
+        In the first call B is P.
+        """
         if layer == len(self.prompts):
-            self.prompts.append((k.contiguous(), v.contiguous()))
+            self.prompts.append((k[self.rows], v[self.rows]))
             shape = (2, len(self.prompt_of), k.shape[1], self.max_new_tokens, k.shape[3])
             self.responses.append(k.new_empty(shape))
             return by_row(attention, q, k, v, None)
@@ -52,7 +59,8 @@ class KeyValueCache:
         prompt_keys, prompt_values = self.prompts[layer]
         keys, values = self.responses[layer][:, :, :, :self.columns_read]     # (B, H, n, K)
         of_prompt = self._by_prompt(q) @ prompt_keys.transpose(-1, -2)         # (P, H, G, S)
-        scores = [self._by_response(of_prompt) + self.mask, q @ keys.transpose(-1, -2)]
+        scores = [self._by_response(of_prompt).masked_fill(self.hidden, -torch.inf),
+                  q @ keys.transpose(-1, -2)]                                  # (B, H, 1, S + n)
         of_prompt, own = torch.cat(scores, -1).softmax(-1).split([s.shape[-1] for s in scores], -1)
         return self._by_response(self._by_prompt(of_prompt) @ prompt_values) + own @ values
 
@@ -63,33 +71,31 @@ class KeyValueCache:
         lengths = self.prompt_lengths[used]
         if len(used) < len(self.prompt_lengths):
             columns = slice(int(lengths.max()))
-            self.prompts = [(keys[used][:, :, columns], values[used][:, :, columns])
+            self.prompts = [(keys[:, :, columns][used], values[:, :, columns][used])
                             for keys, values in self.prompts]
         self._arrange(lengths, prompt_of)
 
-    # Queries of the same prompt multiply its keys together.  So there is a table with a row for
-    # each prompt, as long as the most responses that one of them has; in its empty places another
-    # response is computed, for nobody.
+    # Queries of the same prompt multiply its keys together, in a table with a row for each prompt.
+    # A row has G places, as many as the prompt with the most responses needs; in those that are
+    # left over response 0 is computed once more, for nobody.
 
     def _arrange(self, prompt_lengths: Tensor, prompt_of: Tensor) -> None:
         self.prompt_lengths, self.prompt_of = prompt_lengths, prompt_of
-        counts = prompt_of.bincount(minlength=len(prompt_lengths))
-        shape = (len(counts), int(counts.max()))
-        order = prompt_of.argsort(stable=True)
-        nth = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[
-            prompt_of[order]]                                  # of its prompt's responses
-        self.place = torch.empty_like(order)                   # (B,), in the table
-        self.place[order] = prompt_of[order] * shape[1] + nth
-        self.table = torch.zeros_like(counts).repeat_interleave(shape[1])
-        self.table[self.place] = torch.arange(len(order), device=order.device)
-        self.shape = shape
-        columns = torch.arange(int(prompt_lengths.max()), device=order.device)
-        hidden = columns >= prompt_lengths[prompt_of, None, None, None]
-        self.mask = torch.zeros(hidden.shape, device=order.device).masked_fill(hidden, -torch.inf)
+        rows_of: list[list[int]] = [[] for _ in prompt_lengths]
+        for row, prompt in enumerate(prompt_of.tolist()):
+            rows_of[prompt].append(row)
+        self.most = max(map(len, rows_of))                                     # G
+        table = [row for rows in rows_of for row in rows + [0] * (self.most - len(rows))]
+        place = [prompt * self.most + rows_of[prompt].index(row)
+                 for row, prompt in enumerate(prompt_of.tolist())]
+        self.table, self.place = (torch.tensor(rows, device=prompt_of.device)
+                                  for rows in (table, place))                  # (P G), (B)
+        columns = torch.arange(int(prompt_lengths.max()), device=prompt_of.device)
+        self.hidden = columns >= prompt_lengths[prompt_of, None, None, None]   # (B, 1, 1, S)
 
     def _by_prompt(self, x: Tensor) -> Tensor:
         """(B, H, 1, X) -> (P, H, G, X)."""
-        return x[:, :, 0].index_select(0, self.table).unflatten(0, self.shape).transpose(1, 2)
+        return x[:, :, 0].index_select(0, self.table).unflatten(0, (-1, self.most)).transpose(1, 2)
 
     def _by_response(self, x: Tensor) -> Tensor:
         """(P, H, G, X) -> (B, H, 1, X)."""

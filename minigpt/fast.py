@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minigpt.processor import onednn_matmul, size_step
+from minigpt.processor import size_step
 
 Positions = tuple[Tensor, Tensor]  # rows (N,) and columns (N,) of N tokens of a batch
 
@@ -44,20 +44,16 @@ def by_row(attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor,
 
     On a CPU the formula is twice as fast as PyTorch's fused kernel, if it is given few enough rows
     at a time that their scores stay in the CPU cache.  Its price is memory: for the gradient it
-    keeps B H T S probabilities.  The fused kernel is used on a GPU, and for decoding, where one
-    query sees every key; its products are so small that MKL beats oneDNN.
+    keeps B H T T probabilities.  The fused kernel is used on a GPU.
     """
-    T, S = q.shape[2], k.shape[2]
+    T = q.shape[2]
     if q.device.type != "cpu":
-        causal = mask is None and T > 1
-        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal).transpose(1, 2)
-    if T == 1:
-        with onednn_matmul(False):
-            return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2)
+        heads = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
+        return heads.transpose(1, 2)
     if mask is None:
-        mask = torch.full((T, S), -torch.inf, dtype=q.dtype).triu(S - T + 1)
-    mask = mask.expand(len(q), 1, T, S)
-    rows = SCORES_BYTES / (q.shape[1] * T * S * q.element_size())
+        mask = torch.full((T, T), -torch.inf, dtype=q.dtype).triu(1)
+    mask = mask.expand(len(q), 1, T, T)
+    rows = SCORES_BYTES / (q.shape[1] * T * T * q.element_size())
     rows = 2 ** int(math.log2(max(1, rows)))  # a power of two, for few shapes
     pieces = zip(*(x.split(rows) for x in (q, k, v, mask)), strict=True)
     with torch.autocast("cpu", enabled=False):  # q, k and v are in the right precision already

@@ -128,12 +128,15 @@ class MiniGPT(nn.Module):
             positions: (B, T), the position of each token; by default 0, 1, 2, ... in each row.
             visible: (B, T, S), True where query t may see key s; by default every token sees
                 itself and those before it.
-            cache: holds the keys and values read so far, and knows what each token may see
-                (minigpt/cache.py).
+            cache: holds the keys and values read so far, and knows what each token may see: then
+                `visible` must be None.  After the first call tokens come one at a time, with their
+                positions.
             at: rows (N,) and columns (N,); the result is then (N, D), for these tokens alone.
 
-        Raises ValueError if T is longer than max_seq_len.
+        Raises ValueError if T is longer than max_seq_len, or if visible is given beside a cache.
         """
+        if cache is not None and visible is not None:
+            raise ValueError("with a cache, visible must be None: the cache knows what is seen")
         if positions is None:
             T = token_ids.shape[1]
             if self.max_seq_len < T:
@@ -149,7 +152,7 @@ class MiniGPT(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """The tied output head, (..., D) -> (..., V).
 
-        In float32 under autocast too: log-probabilities are small differences of large numbers.
+        Not in bfloat16 under autocast: log-probabilities are small differences of large numbers.
         """
         with torch.autocast(hidden.device.type, enabled=False):
             weight = self.token_embedding.weight

@@ -46,12 +46,15 @@ def onednn_matmul(enabled: bool = True) -> Iterator[None]:
 def tf32_matmul(enabled: bool) -> Iterator[None]:
     """Let a GPU round what it multiplies in float32 to 10 bits of mantissa: five times as fast.
 
-    For what a bfloat16 run (7 bits) keeps in float32: the head, whose sums this leaves exact.
+    For what a bfloat16 run (7 bits) keeps in float32: the heads, and PPO's sampling.  Sums stay in
+    float32.  The switch belongs to the process: two threads must not disagree.
     """
+    if not enabled:
+        yield
+        return
     switch = torch.backends.cuda.matmul
     before = switch.fp32_precision
-    if enabled:
-        switch.fp32_precision = "tf32"
+    switch.fp32_precision = "tf32"
     try:
         yield
     finally:
@@ -79,7 +82,8 @@ def return_freed_memory() -> None:
 class AdamW(torch.optim.AdamW):
     """torch's, without the compiler (70 MB, and a second) that it would import.
 
-    torch wraps these methods so that compiled code leaves them out, and nothing here is compiled.
+    torch wraps these methods so that compiled code leaves them out, and the wrappers import it.
+    Nothing here is compiled.  The option `differentiable` has no effect.
     """
 
     add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)

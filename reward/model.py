@@ -128,7 +128,7 @@ class RewardModel(nn.Module):
         return self.trunk.logits(hidden)
 
     def head_values(self, hidden: Tensor) -> Tensor:
-        """(..., D) -> (...), in float32 under autocast too, or near rewards would become ties."""
+        """(..., D) -> (...), not in bfloat16 under autocast, or near rewards would become ties."""
         with torch.autocast(hidden.device.type, enabled=False):
             return hidden.to(self.head.weight.dtype) @ self.head.weight[0] + self.head.bias
 

@@ -47,8 +47,6 @@ def work_of(stage: str, data: str | None, bf16: bool) -> tuple[Work, int]:
     if stage in DIFFERENT_PROMPTS:
         return generate_thrice(model, DIFFERENT_PROMPTS[stage]), GENERATED
     twin = copy.deepcopy(model)
-    # the first one imports torch's compiler, as the peer's own imports do
-    torch.optim.AdamW(model.parameters())
     settings = {"lr": 1e-4, "precision": "bfloat16" if bf16 else "float32"}
     if stage == "sft":
         demonstrations = [{"prompt": row["prompt"], "response": row["chosen"]} for row in rows]

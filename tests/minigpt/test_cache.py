@@ -23,7 +23,7 @@ def whole_row(model, prompts, prompt, response):
 
 
 @pytest.mark.parametrize("prompt_of", [[0, 1, 2], [2, 0, 1], [1, 1, 0, 2], [2, 0, 2, 1, 2, 0],
-                                       [0, 0, 0, 0, 1, 2]])
+                                       [0, 0, 0, 0, 1, 2], [1, 2] + [0] * 9])
 @torch.no_grad()
 def test_reading_token_by_token_through_the_cache_equals_reading_whole_rows(
         make_model, prompts, prompt_of):
@@ -67,6 +67,31 @@ def test_rows_that_are_kept_read_on_as_before(make_model, prompts, kept):
             expected = whole_row(model, prompts, int(prompt_of[old]), responses[old, :t + 1])[-1]
             torch.testing.assert_close(found[row, 0], expected, rtol=1e-4, atol=1e-4)
     assert len(cache.prompts[0][0]) == len(prompt_of[kept].unique())
+
+
+@torch.no_grad()
+def test_rows_leave_again_and_again(make_model, prompts):
+    model, rows = make_model(), torch.arange(12)
+    prompt_of = torch.tensor([0, 1, 2] * 4)
+    responses = torch.randint(0, 250, (12, TOKENS))
+    cache = KeyValueCache(LENGTHS, prompt_of, TOKENS)
+    model.hidden_states(prompts, cache=cache)
+    for t, going in enumerate([range(12), [0, 1, 3, 4, 6, 9, 11], [6, 0, 2], [1, 2], [1]]):
+        if t:
+            cache.keep_rows(torch.tensor(going))
+            rows = rows[torch.tensor(going)]
+        found = read(model, cache, prompt_of[rows], responses[rows], t)
+        for row, old in enumerate(rows.tolist()):
+            expected = whole_row(model, prompts, int(prompt_of[old]), responses[old, :t + 1])[-1]
+            torch.testing.assert_close(found[row, 0], expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_where_one_prompt_has_most_responses_no_table_is_mostly_empty(make_model, prompts):
+    model, prompt_of = make_model(), torch.tensor([1, 2] + [0] * 62)
+    cache = KeyValueCache(LENGTHS, prompt_of, 1)
+    model.hidden_states(prompts, cache=cache)
+    assert len(cache.table) <= 2 * len(prompt_of)
 
 
 @torch.no_grad()

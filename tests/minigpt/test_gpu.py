@@ -5,13 +5,15 @@ import os
 
 import pytest
 import torch
+from torch.nn.functional import cosine_similarity
+from torch.nn.utils import parameters_to_vector
 
 from dpo import LOSSES, dpo_train
 from dpo.kto import kto_train
 from dpo.rounds import OnlineConfig, dpo_rounds
 from dpo.train import DPOConfig
-from minigpt import generate, sequence_logps
-from minigpt.lora import add_lora
+from minigpt import EOS, generate, sequence_logps
+from minigpt.lora import add_lora, merge_lora
 from ppo import ppo_training
 from reward import train_reward_model
 from sft import sft_train
@@ -49,7 +51,8 @@ def kto(start, rewards, rows, **options):
 
 
 def lora(start, rewards, rows, **options):
-    return dpo_train(add_lora(start, rank=2), None, rows, 2, **options)[:2]
+    policy, losses, _ = dpo_train(add_lora(start, rank=2), None, rows, 2, **options)
+    return merge_lora(policy), losses
 
 
 def dpo(loss):
@@ -64,12 +67,39 @@ TRAINERS = {"sft": sft, "reward": reward, "kto": kto, "lora": lora, **{
 @pytest.mark.parametrize("name", TRAINERS)
 def test_a_stage_trains_as_on_the_cpu(make_model, make_reward, make_pairs, name):
     def train(device):
-        return TRAINERS[name](make_model(spread=3).to(device), make_reward(spread=3).to(device),
-                              make_pairs(16), lr=1e-4, **FEW)
-    (expected, expected_losses), (found, losses) = train("cpu"), train("cuda")
-    assert losses == pytest.approx(expected_losses, rel=1e-3, abs=1e-4)
-    for name, weight in expected.state_dict().items():
-        torch.testing.assert_close(found.state_dict()[name].cpu(), weight, rtol=1e-3, atol=1e-3)
+        start, rewards = make_model(spread=3).to(device), make_reward(spread=3).to(device)
+        before = weights_of(rewards if name == "reward" else start)
+        model, losses = TRAINERS[name](start, rewards, make_pairs(16), lr=1e-4, **FEW)
+        return weights_of(model) - before, losses
+    assert_same(train("cuda"), train("cpu"))
+
+
+@pytest.mark.parametrize("name", ADVANTAGES)
+def test_episodes_of_given_responses_train_as_on_the_cpu(make_model, make_reward, recited, name):
+    def given(policy, prompt_ids, max_new_tokens, generator):
+        return [[*ids[:-1], 33 + row, EOS][-max_new_tokens:] for row, ids in enumerate(prompt_ids)]
+
+    def train(device):
+        start = make_model(spread=3).to(device)
+        before = weights_of(start)
+        model, scores, kls = ppo_training(
+            start, copy.deepcopy(start), make_reward(spread=3).to(device),
+            [row["prompt"] for row in recited], sample=given,
+            **{"advantage": name, **EPISODES, **ADVANTAGES[name]})
+        return weights_of(model) - before, [*scores, *kls]
+    assert_same(train("cuda"), train("cpu"))
+
+
+def weights_of(model):
+    return parameters_to_vector(model.parameters()).detach().cpu().clone()
+
+
+def assert_same(found, expected):
+    (moved, figures), (expected_moved, expected_figures) = found, expected
+    assert figures == pytest.approx(expected_figures, rel=1e-3, abs=1e-4)
+    assert expected_moved.norm() > 0
+    assert cosine_similarity(moved, expected_moved, dim=0) > 0.95  # Adam steps by the sign of noise
+    assert moved.norm() == pytest.approx(float(expected_moved.norm()), rel=0.05)
 
 
 @pytest.mark.parametrize("name", TRAINERS)
@@ -99,7 +129,7 @@ def test_episodes_begin_at_the_reference_and_resume_bit_for_bit(
 
 def test_rounds(reciter):
     start = copy.deepcopy(reciter).cuda()
-    unknown = [f"{letter}{n}?" for letter in "mnopq" for n in range(4)]  # answered now so, now so
+    unknown = [f"{letter}{n}?" for letter in "mnopq" for n in range(4)]  # with answers that vary
     online = OnlineConfig(rounds=2, samples_per_prompt=4)
     _, losses, _ = dpo_rounds(copy.deepcopy(start), start, unknown,
                               lambda prompts, texts: [len(text) for text in texts], online,

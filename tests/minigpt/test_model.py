@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from minigpt import MiniGPT
+from minigpt.cache import KeyValueCache
 
 
 def test_default_model_has_840448_parameters():
@@ -92,3 +93,10 @@ def test_bfloat16_hidden_states_are_near_those_in_float32(make_model):
         with torch.autocast("cpu", torch.bfloat16):
             near = model.hidden_states(ids, **more)
         assert 0 < (near - exact).abs().mean() < 0.05 * exact.abs().mean()
+
+
+def test_what_is_visible_is_not_asked_for_beside_a_cache(make_model):
+    cache = KeyValueCache(torch.tensor([3]), torch.tensor([0]), 2)
+    with pytest.raises(ValueError, match="visible"):
+        make_model().hidden_states(torch.zeros(1, 3, dtype=torch.long), cache=cache,
+                                   visible=torch.ones(1, 3, 3, dtype=torch.bool))

@@ -119,3 +119,21 @@ def test_a_gradient_that_is_not_finite_raises_and_changes_no_weight():
         optimizer.step()
     assert torch.equal(model.matrix, torch.zeros(2, 3))
     assert torch.equal(model.vector, torch.zeros(3))
+
+
+# --- precision ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("precision", "inside"), [("float32", "ieee"), ("bfloat16", "tf32")])
+def test_a_gpu_multiplies_in_tf32_in_a_bfloat16_run_alone(precision, inside):
+    """The switch is there without a GPU, too."""
+    switch = torch.backends.cuda.matmul
+    before, switch.fp32_precision = switch.fp32_precision, "ieee"
+    try:
+        optimizer = optimizer_of(Weight(), precision=precision)
+        with pytest.raises(RuntimeError), optimizer.precision():
+            assert switch.fp32_precision == inside
+            raise RuntimeError
+        assert switch.fp32_precision == "ieee"
+    finally:
+        switch.fp32_precision = before

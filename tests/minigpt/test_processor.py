@@ -146,8 +146,7 @@ def test_adamw_is_torchs():
         assert torch.equal(found_state["state"][0][name], value)
 
 
-def test_no_stage_imports_the_compiler(tmp_path):
-    """Nor does saving, or resuming."""
+def test_training_saving_and_resuming_import_no_compiler(tmp_path):
     program = """
 import sys
 import torch

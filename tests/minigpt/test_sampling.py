@@ -198,6 +198,16 @@ def test_by_default_ids_are_sampled_at_temperature_1(make_model):
     assert default == at_1 != at_2
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_model_of_another_precision_answers_too(make_model, dtype):
+    model = make_model(3)
+    answers = generate(model.to(dtype), RAGGED * 2, 10, greedy=True)
+    assert [answer.ids for answer in answers[:len(RAGGED)]] == \
+        [answer.ids for answer in answers[len(RAGGED):]]
+    if dtype == torch.float64:
+        assert answers == generate(model.float(), RAGGED * 2, 10, greedy=True)
+
+
 def test_no_prompts_no_answers(make_model):
     assert generate(make_model(), [], 5) == []
 
