@@ -41,7 +41,8 @@ METHODS = {
     "rloo": Method("RLOO", "as PPO, without the value model: less memory, less to tune", "ppo",
                    ("--advantage", "rloo"), "--reward"),
     "rloo-long": Method("RLOO, 256 episodes", "the furthest, at four times RLOO's time", "ppo",
-                        ("--advantage", "rloo", "--num-episodes", "256"), "--reward"),
+                        ("--advantage", "rloo", "--num-episodes", "256", "--batch-size", "128",
+                         "--minibatch-size", "64"), "--reward"),
     "grpo": Method("GRPO", "as RLOO, where rewards are right or wrong and questions differ in "
                            "difficulty", "ppo", ("--advantage", "grpo"), "--reward"),
     "ipo": _loss("IPO", "ipo", "labels that are almost always right, where DPO's margins "

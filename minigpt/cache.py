@@ -11,6 +11,8 @@ from torch import Tensor
 from minigpt.fast import by_row
 from minigpt.processor import onednn_matmul
 
+COLUMNS_AT_ONCE = 32  # room for so many tokens is made whenever it is used up
+
 
 class KeyValueCache:
     """Keys and values of P prompts, and of B responses to them.
@@ -22,13 +24,11 @@ class KeyValueCache:
     Args:
         prompt_lengths: (P,), in tokens.
         prompt_of: (B,), which prompt each response answers.
-        max_new_tokens: how many tokens of a response there is room for.
     """
 
-    def __init__(self, prompt_lengths: Tensor, prompt_of: Tensor, max_new_tokens: int):
+    def __init__(self, prompt_lengths: Tensor, prompt_of: Tensor):
         self.prompts: list[tuple[Tensor, Tensor]] = []  # of each layer: keys, values (P, H, S, K)
-        self.responses: list[Tensor] = []               # of each layer: (2, B, H, max_new, K)
-        self.max_new_tokens = max_new_tokens
+        self.responses: list[Tensor] = []               # of each layer: (2, B, H, room, K)
         self.columns_read = 0                           # of the responses
         self.rows = torch.arange(len(prompt_lengths), device=prompt_of.device)  # of prompts, kept
         if len(prompt_lengths) * prompt_of.bincount().max() > 2 * len(prompt_of):
@@ -44,14 +44,18 @@ class KeyValueCache:
         """
         if layer == len(self.prompts):
             self.prompts.append((k[self.rows], v[self.rows]))
-            shape = (2, len(self.prompt_of), k.shape[1], self.max_new_tokens, k.shape[3])
-            self.responses.append(k.new_empty(shape))
+            self.responses.append(self._room(k))
             return by_row(attention, q, k, v, None)
         self.columns_read += layer == 0
+        if self.columns_read > self.responses[layer].shape[3]:
+            self.responses[layer] = torch.cat((self.responses[layer], self._room(k)), 3)
         for kept, new in zip(self.responses[layer], (k, v), strict=True):
             kept[:, :, self.columns_read - 1] = new[:, :, 0]
         with onednn_matmul(False):  # products so small are faster by MKL
             return self._attend_from_responses(layer, q * q.shape[-1] ** -0.5).transpose(1, 2)
+
+    def _room(self, k: Tensor) -> Tensor:
+        return k.new_empty(2, len(self.prompt_of), k.shape[1], COLUMNS_AT_ONCE, k.shape[3])
 
     def _attend_from_responses(self, layer: int, q: Tensor) -> Tensor:
         """The formula of attention, with one softmax over two products: (B, H, 1, K) -> the same.
@@ -66,7 +70,8 @@ class KeyValueCache:
 
     def keep_rows(self, rows: Tensor) -> None:
         """Keep these responses and drop the others, which have ended."""
-        self.responses = [kept[:, rows] for kept in self.responses]
+        for layer, kept in enumerate(self.responses):
+            self.responses[layer] = kept[:, rows]
         used, prompt_of = self.prompt_of[rows].unique(return_inverse=True)
         lengths = self.prompt_lengths[used]
         if len(used) < len(self.prompt_lengths):

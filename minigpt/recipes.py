@@ -99,12 +99,16 @@ LOSS_SETTINGS: dict[str, dict[str, Any]] = {
     "kto": {"beta": 2.0, "batch_size": Times(2)},  # single responses: as many tokens as pairs
 }
 ADVANTAGE_SETTINGS: dict[str, dict[str, Any]] = {
-    "rloo": {"samples_per_prompt": 4, "minibatch_size": 64},
-    "grpo": {"samples_per_prompt": 4, "minibatch_size": 64, "kl_in": "loss", "kl_coeff": 0.1},
+    "rloo": {"samples_per_prompt": 4},
+    "grpo": {"samples_per_prompt": 4, "kl_in": "loss", "kl_coeff": 0.1},
+}
+SIZES: dict[str, dict[str, Any]] = {  # of rollouts in the whole world; lessons have their own
+    "rloo": {"batch_size": Times(0.5), "num_episodes": Times(1.75)},
+    "grpo": {"minibatch_size": 64},
 }
 RECIPES |= {name: Recipe("loss", {"DPOConfig": settings}, name)
             for name, settings in LOSS_SETTINGS.items()}
-RECIPES |= {name: Recipe("advantage", {"PPOConfig": settings}, name)
+RECIPES |= {name: Recipe("advantage", {"PPOConfig": settings | SIZES[name]}, name)
             for name, settings in ADVANTAGE_SETTINGS.items()}
 RECIPES["gae"] = Recipe("advantage", {"PPOConfig": {"samples_per_prompt": 4}}, "gae")
 RECIPES["lora"] = Recipe("lora_rank", {"DPOConfig": {"lr": Times(10)},

@@ -78,7 +78,7 @@ def sample_ids(model: Model, prompt_ids: Sequence[list[int]], max_new_tokens: in
     room = (model.max_seq_len - lengths).clamp(max=max_new_tokens)  # longest response of each row
     done = torch.zeros_like(lengths, dtype=torch.bool)
 
-    cache, last_hidden = read_prompts(model, prompt_ids, max_new_tokens)
+    cache, last_hidden = read_prompts(model, prompt_ids)
     for step in range(max_new_tokens):
         tokens = sample_tokens(model.logits(last_hidden), temperature, top_k, greedy, generator)
         sampled[rows, step] = tokens
@@ -115,8 +115,8 @@ def sample_without_cache(model: Model, prompt_ids: Sequence[list[int]],
     return [row[len(prompt):] for row, prompt in zip(ids, prompt_ids, strict=True)]
 
 
-def read_prompts(model: MiniGPT, prompt_ids: Sequence[list[int]],
-                 max_new_tokens: int) -> tuple[KeyValueCache, Tensor]:
+def read_prompts(model: MiniGPT,
+                 prompt_ids: Sequence[list[int]]) -> tuple[KeyValueCache, Tensor]:
     """A cache that has read B prompts, equal ones once, and their last hidden states (B, D).
     """
     row_of = {ids: row for row, ids in enumerate(dict.fromkeys(map(bytes, prompt_ids)))}
@@ -124,7 +124,7 @@ def read_prompts(model: MiniGPT, prompt_ids: Sequence[list[int]],
     different = [torch.tensor(list(ids)) for ids in row_of]
     token_ids = pad_sequence(different, batch_first=True, padding_value=PAD).to(model.device)
     lengths = torch.tensor([len(ids) for ids in row_of], device=model.device)
-    cache = KeyValueCache(lengths, prompt_of, max_new_tokens)
+    cache = KeyValueCache(lengths, prompt_of)
     ends = torch.arange(len(lengths), device=model.device), lengths - 1
     return cache, model.hidden_states(token_ids, cache=cache, at=ends)[prompt_of]
 

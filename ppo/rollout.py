@@ -7,14 +7,13 @@ sampling is in float32, even in a bfloat16 run); at another temperature every KL
 of another policy.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from minigpt.batching import Batch, collate
+from minigpt.batching import Batch, collate, few_lengths
 from minigpt.examples import Example
 from minigpt.kl import entropy, exact_kl, kl_k1
 from minigpt.logprobs import logps_of, place, response_logits
@@ -107,8 +106,10 @@ class RolloutMaker:
         with torch.autocast(device_of(policy).type, enabled=False):  # casting would cost more
             sampled = self.sample(policy, repeated, self.max_new_tokens, generator=generator)
         responses = list(map(bytes, sampled))
-        return collate([Example(bytes(ids), tuple(responses[i * k:(i + 1) * k]))
-                        for i, ids in enumerate(prompt_ids)]).to(device_of(policy))
+        examples = [Example(bytes(ids), tuple(responses[i * k:(i + 1) * k]))
+                    for i, ids in enumerate(prompt_ids)]
+        longest = max(example.num_tokens for example in examples)
+        return collate(examples, multiple_of=few_lengths(longest)).to(device_of(policy))
 
 
 def ends_with_eos(batch: Batch) -> Tensor:
@@ -167,9 +168,9 @@ class Experience:
         return [replace(part, weight=part.mask.sum() / tokens) for part in parts]
 
     def _rows(self, rows: Tensor) -> "Experience":
-        """These rows, without the columns that only longer ones have (to a multiple of 8)."""
+        """These rows, without the columns that only longer ones have (to one of few lengths)."""
         longest = int(self.batch.lengths[rows].max())
-        columns = slice(math.ceil(longest / 8) * 8)
+        columns = slice(longest + -longest % few_lengths(longest))
         batch = Batch(self.batch.token_ids[rows, columns], self.batch.segments[rows, columns], rows)
         tensors = (self.logps, self.ref_logps, self.advantages, self.values, self.returns)
         return Experience(batch, *(tensor[rows, columns] for tensor in tensors))

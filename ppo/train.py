@@ -99,7 +99,7 @@ class PPOConfig(TrainingConfig):
 
 
 def ppo_training(policy: Model, reference: Model | None, reward: AnyReward,
-                 prompts: Sequence[str], num_episodes: int = PPOConfig.num_episodes,
+                 prompts: Sequence[str], num_episodes: int | None = None,
                  lr: float | None = None, kl_coeff: float | None = None, *,
                  advantage: Advantage = "gae", value_model: RewardModel | None = None,
                  kl_estimator: KLEstimator = kl_k1,
@@ -112,7 +112,7 @@ def ppo_training(policy: Model, reference: Model | None, reward: AnyReward,
         reference: None for a policy with adapters (minigpt/lora.py), which is its own reference
             without them.
         reward: a RewardModel, an Ensemble, or a function (prompts, responses) -> scores.
-        lr, kl_coeff: by default those of the advantage's recipe.
+        num_episodes, lr, kl_coeff: by default those of the advantage's recipe.
         advantage: "gae"; "rloo" or "grpo", which need no value model and compare the
             `samples_per_prompt` responses to each prompt; or a function (rollout) -> (B, T).  What
             a function returns is used as it is, so it whitens or discounts by itself if it wants.
@@ -155,7 +155,7 @@ def ppo_training(policy: Model, reference: Model | None, reward: AnyReward,
                          "'gae' has")
     roll_out = RolloutMaker(reference, reward, config.max_new_tokens, config.missing_eos_penalty,
                             config.samples_per_prompt, kl_estimator, sample)
-    loop = TrainingLoop(models, config, batches, num_episodes, frozen=[reference, reward],
+    loop = TrainingLoop(models, config, batches, config.num_episodes, frozen=[reference, reward],
                         lrs={"value": config.value_lr}, eps=1e-5,       # as in OpenAI's code
                         state={"kl_coeff": config.kl_coeff},            # kept in checkpoints
                         identity={"advantage": name_of(advantage), "sample": name_of(sample),

@@ -4,7 +4,7 @@ import torch
 from minigpt.cache import KeyValueCache
 from minigpt.tokenizer import PAD
 
-PROMPTS, TOKENS = 3, 9
+PROMPTS, TOKENS = 3, 40  # more than the cache has room for at first
 LENGTHS = torch.tensor([4, 11, 1])
 
 
@@ -29,7 +29,7 @@ def test_reading_token_by_token_through_the_cache_equals_reading_whole_rows(
         make_model, prompts, prompt_of):
     model, prompt_of = make_model(), torch.tensor(prompt_of)
     responses = torch.randint(0, 250, (len(prompt_of), TOKENS))
-    cache = KeyValueCache(LENGTHS, prompt_of, TOKENS)
+    cache = KeyValueCache(LENGTHS, prompt_of)
     model.hidden_states(prompts, cache=cache)
     found = torch.cat([read(model, cache, prompt_of, responses, t) for t in range(TOKENS)], 1)
     for row, prompt in enumerate(prompt_of.tolist()):
@@ -44,7 +44,7 @@ def read(model, cache, prompt_of, responses, t):
 @torch.no_grad()
 def test_prompts_are_read_as_without_a_cache(make_model, prompts):
     model = make_model()
-    cache = KeyValueCache(LENGTHS, torch.tensor([0, 1, 2]), 1)
+    cache = KeyValueCache(LENGTHS, torch.tensor([0, 1, 2]))
     torch.testing.assert_close(model.hidden_states(prompts, cache=cache),
                                model.hidden_states(prompts))
 
@@ -56,7 +56,7 @@ def test_rows_that_are_kept_read_on_as_before(make_model, prompts, kept):
     model, kept = make_model(), torch.tensor(kept)
     prompt_of = torch.tensor([2, 0, 2, 1, 2, 0])
     responses = torch.randint(0, 250, (6, TOKENS))
-    cache = KeyValueCache(LENGTHS, prompt_of, TOKENS)
+    cache = KeyValueCache(LENGTHS, prompt_of)
     model.hidden_states(prompts, cache=cache)
     for t in range(4):
         read(model, cache, prompt_of, responses, t)
@@ -74,7 +74,7 @@ def test_rows_leave_again_and_again(make_model, prompts):
     model, rows = make_model(), torch.arange(12)
     prompt_of = torch.tensor([0, 1, 2] * 4)
     responses = torch.randint(0, 250, (12, TOKENS))
-    cache = KeyValueCache(LENGTHS, prompt_of, TOKENS)
+    cache = KeyValueCache(LENGTHS, prompt_of)
     model.hidden_states(prompts, cache=cache)
     for t, going in enumerate([range(12), [0, 1, 3, 4, 6, 9, 11], [6, 0, 2], [1, 2], [1]]):
         if t:
@@ -89,7 +89,7 @@ def test_rows_leave_again_and_again(make_model, prompts):
 @torch.no_grad()
 def test_where_one_prompt_has_most_responses_no_table_is_mostly_empty(make_model, prompts):
     model, prompt_of = make_model(), torch.tensor([1, 2] + [0] * 62)
-    cache = KeyValueCache(LENGTHS, prompt_of, 1)
+    cache = KeyValueCache(LENGTHS, prompt_of)
     model.hidden_states(prompts, cache=cache)
     assert len(cache.table) <= 2 * len(prompt_of)
 
@@ -97,7 +97,7 @@ def test_where_one_prompt_has_most_responses_no_table_is_mostly_empty(make_model
 @torch.no_grad()
 def test_a_prompts_keys_and_values_are_kept_once_for_all_its_responses(make_model, prompts):
     model = make_model()
-    cache = KeyValueCache(LENGTHS, torch.tensor([0] * 50 + [1] * 50 + [2] * 50), 2)
+    cache = KeyValueCache(LENGTHS, torch.tensor([0] * 50 + [1] * 50 + [2] * 50))
     model.hidden_states(prompts, cache=cache)
     layers = model.settings["num_layers"]
     assert [keys.shape[0] for keys, _ in cache.prompts] == [PROMPTS] * layers
@@ -108,7 +108,7 @@ def test_a_prompts_keys_and_values_are_kept_once_for_all_its_responses(make_mode
 def test_under_autocast_too(make_model, prompts):
     model, prompt_of = make_model(), torch.tensor([0, 0, 1, 2])
     responses = torch.randint(0, 250, (4, TOKENS))
-    cache = KeyValueCache(LENGTHS, prompt_of, TOKENS)
+    cache = KeyValueCache(LENGTHS, prompt_of)
     with torch.autocast("cpu", torch.bfloat16):
         model.hidden_states(prompts, cache=cache)
         found = torch.cat([read(model, cache, prompt_of, responses, t) for t in range(TOKENS)], 1)

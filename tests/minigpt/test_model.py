@@ -96,7 +96,7 @@ def test_bfloat16_hidden_states_are_near_those_in_float32(make_model):
 
 
 def test_what_is_visible_is_not_asked_for_beside_a_cache(make_model):
-    cache = KeyValueCache(torch.tensor([3]), torch.tensor([0]), 2)
+    cache = KeyValueCache(torch.tensor([3]), torch.tensor([0]))
     with pytest.raises(ValueError, match="visible"):
         make_model().hidden_states(torch.zeros(1, 3, dtype=torch.long), cache=cache,
                                    visible=torch.ones(1, 3, 3, dtype=torch.bool))

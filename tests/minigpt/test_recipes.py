@@ -12,6 +12,7 @@ from minigpt.recipes import (
     ADVANTAGE_SETTINGS,
     LOSS_SETTINGS,
     RECIPES,
+    SIZES,
     Recipe,
     Times,
     recipe,
@@ -87,7 +88,7 @@ def test_every_loss_and_every_advantage_but_the_first_has_a_recipe():
     for option, config, of_methods in (("loss", "DPOConfig", LOSS_SETTINGS),
                                        ("advantage", "PPOConfig", ADVANTAGE_SETTINGS)):
         for name, settings in of_methods.items():
-            assert RECIPES[name] == Recipe(option, {config: settings}, name)
+            assert RECIPES[name] == Recipe(option, {config: settings | SIZES.get(name, {})}, name)
 
 
 def test_a_recipe_is_in_use_if_its_option_has_its_value_or_any():

@@ -234,12 +234,12 @@ def repeated_ids(max_seq_len=64):
     return [tokenize_prompt(RAGGED[i], max_seq_len) for i in REPEATED]
 
 
-def read_every_row(model, prompt_ids, max_new_tokens):
+def read_every_row(model, prompt_ids):
     """`read_prompts`, had each row a prompt of its own."""
     rows = [torch.tensor(ids) for ids in prompt_ids]
     lengths = torch.tensor([len(row) for row in rows])
     each = torch.arange(len(rows))
-    cache = KeyValueCache(lengths, each, max_new_tokens)
+    cache = KeyValueCache(lengths, each)
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
     return cache, model.hidden_states(padded, cache=cache, at=(each, lengths - 1))
 
@@ -274,7 +274,7 @@ def test_a_prompt_that_occurs_several_times_is_read_once(make_model, rows_read):
 @torch.no_grad()
 def test_what_is_read_once_is_what_each_row_would_have_read(make_model):
     model, ids = make_model(), repeated_ids()
-    (cache, hidden), (each, expected) = (read(model, ids, 50)
+    (cache, hidden), (each, expected) = (read(model, ids)
                                          for read in (read_prompts, read_every_row))
     torch.testing.assert_close(hidden, expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(cache.prompt_lengths[cache.prompt_of], each.prompt_lengths)

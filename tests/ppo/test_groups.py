@@ -312,7 +312,7 @@ def test_an_update_in_parts_is_the_update(train, advantage, monkeypatch):
 def test_padding_changes_nothing(train, advantage, monkeypatch):
     policies, shapes = [], []
 
-    def padded(examples):
+    def padded(examples, multiple_of):
         shapes.append(max(example.num_tokens for example in examples))
         return collate(examples, (), 200)
     for wide in (False, True):

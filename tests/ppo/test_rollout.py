@@ -276,7 +276,8 @@ def test_every_response_stands_behind_its_own_prompt_and_ends_for_itself(models)
     assert asked == [[*encode(prompt), SEP] for prompt in repeated]
     assert found.texts() == (repeated, ["a?0", "a?1", "a?2", "bcd?3", "bcd?4", "bcd?5"])
     assert found.finished.tolist() == [ends[:3], ends[3:]]
-    ids, segments = (tensor[1].tolist() for tensor in (found.batch.token_ids, found.batch.segments))
+    row = 1, slice(int(found.batch.lengths[1]))
+    ids, segments = found.batch.token_ids[row].tolist(), found.batch.segments[row].tolist()
     assert bytes(ids) == bytes([*encode("bcd?"), SEP, *encode("bcd?3"), *encode("bcd?4"), EOS,
                                 *encode("bcd?5")])
     assert segments == [0] * 5 + [1] * 5 + [2] * 6 + [3] * 5
@@ -284,7 +285,7 @@ def test_every_response_stands_behind_its_own_prompt_and_ends_for_itself(models)
 
 def test_a_group_may_be_longer_than_the_model_reads_since_each_response_fits(models):
     group = roll_out(models, ["a" * 55], 50, 0.0, samples_per_prompt=4)
-    assert group.batch.token_ids.shape[1] == 56 + int(group.batch.response_lengths.sum())
+    assert int(group.batch.lengths[0]) == 56 + int(group.batch.response_lengths.sum())
     assert int(group.batch.response_lengths.max()) <= 64 - 56
     assert group.batch.token_ids.shape[1] > 64
 
