@@ -112,4 +112,4 @@ def size_step(size: int) -> int:
 
 def most_tokens(device: torch.device) -> int:
     """How many tokens to put into one backward pass: on a CPU more only take more memory."""
-    return 4096 if device.type == "cpu" else sys.maxsize
+    return 3072 if device.type == "cpu" else sys.maxsize
