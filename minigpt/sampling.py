@@ -117,8 +117,7 @@ def sample_without_cache(model: Model, prompt_ids: Sequence[list[int]],
 
 def read_prompts(model: MiniGPT,
                  prompt_ids: Sequence[list[int]]) -> tuple[KeyValueCache, Tensor]:
-    """A cache that has read B prompts, equal ones once, and their last hidden states (B, D).
-    """
+    """A cache that has read B prompts, equal ones once, and their last hidden states (B, D)."""
     row_of = {ids: row for row, ids in enumerate(dict.fromkeys(map(bytes, prompt_ids)))}
     prompt_of = torch.tensor([row_of[bytes(ids)] for ids in prompt_ids], device=model.device)
     different = [torch.tensor(list(ids)) for ids in row_of]
