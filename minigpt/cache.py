@@ -11,7 +11,7 @@ from torch import Tensor
 from minigpt.fast import by_row
 from minigpt.processor import onednn_matmul
 
-COLUMNS_AT_ONCE = 32  # room for so many tokens is made whenever it is used up
+COLUMNS_AT_ONCE = 32  # when the room for responses is used up, it grows by this many tokens
 
 
 class KeyValueCache:
@@ -30,9 +30,11 @@ class KeyValueCache:
         self.prompts: list[tuple[Tensor, Tensor]] = []  # of each layer: keys, values (P, H, S, K)
         self.responses: list[Tensor] = []               # of each layer: (2, B, H, room, K)
         self.columns_read = 0                           # of the responses
-        self.rows = torch.arange(len(prompt_lengths), device=prompt_of.device)  # of prompts, kept
+        # Which prompts' keys and values are kept, in this order.
+        self.rows = torch.arange(len(prompt_lengths), device=prompt_of.device)
         if len(prompt_lengths) * prompt_of.bincount().max() > 2 * len(prompt_of):
-            # One prompt has so many responses that most of the table below would be empty.
+            # One prompt has so many responses that most of the table below would be left over:
+            # give each response its own copy of its prompt's keys and values.
             self.rows, prompt_of = prompt_of, torch.arange(len(prompt_of), device=prompt_of.device)
         self._arrange(prompt_lengths[self.rows], prompt_of)
 
@@ -80,9 +82,9 @@ class KeyValueCache:
                             for keys, values in self.prompts]
         self._arrange(lengths, prompt_of)
 
-    # Queries of the same prompt multiply its keys together, in a table with a row for each prompt.
-    # A row has G places, as many as the prompt with the most responses needs; in those that are
-    # left over response 0 is computed once more, for nobody.
+    # The queries of all responses to one prompt go into one product with its keys.  For that, a
+    # table has a row for each prompt, with G places, as many as the prompt with the most responses
+    # needs.  A place left over holds response 0 again; what comes out there is not used.
 
     def _arrange(self, prompt_lengths: Tensor, prompt_of: Tensor) -> None:
         self.prompt_lengths, self.prompt_of = prompt_lengths, prompt_of

@@ -28,9 +28,10 @@ def onednn_matmul(enabled: bool = True) -> Iterator[None]:
     """Let oneDNN compute float32 matrix products; MKL uses half the vector width of AMD's CPUs.
 
     PyTorch hands a product to oneDNN only where bfloat16 is allowed inside it.  oneDNN makes use of
-    that on CPUs with AMX, where MKL is fast anyway; so only CPUs without AMX get the permission,
-    and float32 means float32.  For products so small that oneDNN's start-up outweighs them,
-    enabled=False chooses MKL.  The switch belongs to the process: two threads must not disagree.
+    that on CPUs with AMX, where MKL is fast anyway; so only CPUs with AVX-512 and no AMX get the
+    permission, and float32 means float32.  For products so small that oneDNN's start-up outweighs
+    them, enabled=False chooses MKL.  The switch belongs to the process: two threads must not
+    disagree.
     """
     switch = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = switch.fp32_precision

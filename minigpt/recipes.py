@@ -1,7 +1,7 @@
 """Named recipes: every setting that --quick, --data or a method changes, in one table.
 
 The defaults beside the options (`DPOConfig`, `WorldConfig`, ...) are the recipe for the whole
-little world.  Other data want other settings:
+little world.  Other data, losses and adapters want other settings:
 
     quick      --quick       eight facts of the world and little data: a look at everything
     few rows   --data FILE   a file of one's own, with hundreds of rows instead of thousands
@@ -10,11 +10,11 @@ little world.  Other data want other settings:
     lesson                   the lessons' small model (173,888 weights) and eight facts; pinned in
                              full, so that a change of the defaults changes no article
 
-Few rows teach a model what is well said sooner than what answers the question: so its reward model
-reads responses alone, learns from each of their tokens (pooling), and goes on predicting them
-(lm_coeff) against overfitting.  SFT passes over the rows more often, and DPO, which starts from a
-weak model, makes a few hundred steps at a higher rate; imitating the chosen responses beside
-(dpo_nll) keeps it a speaker.
+From few rows a model learns style sooner than whether an answer fits its question.  So the reward
+model reads responses alone, takes the mean over their tokens (pooling), and keeps the loss of
+predicting them (lm_coeff) as well, against overfitting.  SFT makes more passes over the rows, and
+DPO, which starts from a weak model, makes a few hundred steps at a higher learning rate; imitating
+the chosen responses as well (dpo_nll) keeps its text about as good as the SFT model's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -83,7 +83,7 @@ RECIPES = {
     }),
 }
 # Of DPOConfig for each loss but DPO's own, and of PPOConfig for each advantage but GAE: the best of
-# a few that were tried on a seed of the world that no table shows (lessons/notes/family.md).
+# a few that were tried on seeds that the tables leave out (lessons/notes/family.md).
 LOSS_SETTINGS: dict[str, dict[str, Any]] = {
     "ipo": {"beta": 0.2},
     "hinge": {"beta": 1.0},
@@ -102,7 +102,8 @@ ADVANTAGE_SETTINGS: dict[str, dict[str, Any]] = {
     "rloo": {"samples_per_prompt": 4},
     "grpo": {"samples_per_prompt": 4, "kl_in": "loss", "kl_coeff": 0.1},
 }
-SIZES: dict[str, dict[str, Any]] = {  # of rollouts in the whole world; lessons have their own
+# Of rollouts: part of these recipes, also with --quick.  Lessons set their own.
+SIZES: dict[str, dict[str, Any]] = {
     "rloo": {"batch_size": Times(0.5), "num_episodes": Times(1.75)},
     "grpo": {"minibatch_size": 64},
 }

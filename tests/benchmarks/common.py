@@ -24,9 +24,9 @@ from minigpt.processor import keep_freed_memory, onednn_matmul
 ROWS, EPISODES, GENERATED = 512, 256, 64 * 64 * 3
 ANSWERS = 4  # to each prompt of rloo and grpo
 DIFFERENT_PROMPTS = {"generate": 64, "groups": 4}  # of 64 rows: each its own, or 16 answers to each
-UNITS = {"sft": "examples/s", "reward": "pairs/s", "dpo": "pairs/s", "ppo": "episodes/s",
+UNITS = {"sft": "examples/s", "reward": "pairs/s", "dpo": "pairs/s", "ppo": "responses/s",
          "generate": "tokens/s", "groups": "tokens/s",
-         "rloo": "episodes/s", "grpo": "episodes/s", "kto": "rows/s"}
+         "rloo": "responses/s", "grpo": "responses/s", "kto": "rows/s"}
 NEW = ("rloo", "grpo", "kto")  # compared with the TRL of [peers-new]; the others with [peers]'s
 Work = Callable[[], object]
 WORDS = ("river", "stone", "bridge", "two", "friends", "spoke", "about", "maps", "letters",
