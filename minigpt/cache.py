@@ -45,7 +45,7 @@ class KeyValueCache:
         In the first call B is P.
         """
         if layer == len(self.prompts):
-            self.prompts.append((k[self.rows], v[self.rows]))
+            self.prompts.append((k[self.rows].contiguous(), v[self.rows].contiguous()))
             self.responses.append(self._room(k))
             return by_row(attention, q, k, v, None)
         self.columns_read += layer == 0
@@ -65,8 +65,10 @@ class KeyValueCache:
         prompt_keys, prompt_values = self.prompts[layer]
         keys, values = self.responses[layer][:, :, :, :self.columns_read]     # (B, H, n, K)
         of_prompt = self._by_prompt(q) @ prompt_keys.transpose(-1, -2)         # (P, H, G, S)
-        scores = [self._by_response(of_prompt).masked_fill(self.hidden, -torch.inf),
-                  q @ keys.transpose(-1, -2)]                                  # (B, H, 1, S + n)
+        of_prompt = self._by_response(of_prompt)                               # (B, H, 1, S)
+        if self.hidden is not None:
+            of_prompt = of_prompt.masked_fill(self.hidden, -torch.inf)
+        scores = [of_prompt, q @ keys.transpose(-1, -2)]                       # and (B, H, 1, n)
         of_prompt, own = torch.cat(scores, -1).softmax(-1).split([s.shape[-1] for s in scores], -1)
         return self._by_response(self._by_prompt(of_prompt) @ prompt_values) + own @ values
 
@@ -97,13 +99,17 @@ class KeyValueCache:
                  for row, prompt in enumerate(prompt_of.tolist())]
         self.table, self.place = (torch.tensor(rows, device=prompt_of.device)
                                   for rows in (table, place))                  # (P G), (B)
+        self.in_order = table == list(range(len(prompt_of)))  # then nothing has to be moved
         columns = torch.arange(int(prompt_lengths.max()), device=prompt_of.device)
-        self.hidden = columns >= prompt_lengths[prompt_of, None, None, None]   # (B, 1, 1, S)
+        hidden = columns >= prompt_lengths[prompt_of, None, None, None]        # (B, 1, 1, S)
+        self.hidden = hidden if hidden.any() else None
 
     def _by_prompt(self, x: Tensor) -> Tensor:
         """(B, H, 1, X) -> (P, H, G, X)."""
-        return x[:, :, 0].index_select(0, self.table).unflatten(0, (-1, self.most)).transpose(1, 2)
+        x = x[:, :, 0] if self.in_order else x[:, :, 0].index_select(0, self.table)
+        return x.unflatten(0, (-1, self.most)).transpose(1, 2)
 
     def _by_response(self, x: Tensor) -> Tensor:
         """(P, H, G, X) -> (B, H, 1, X)."""
-        return x.transpose(1, 2).flatten(0, 1).index_select(0, self.place)[:, :, None]
+        x = x.transpose(1, 2).flatten(0, 1)
+        return (x if self.in_order else x.index_select(0, self.place))[:, :, None]

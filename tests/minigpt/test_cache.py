@@ -22,8 +22,8 @@ def whole_row(model, prompts, prompt, response):
     return model.hidden_states(row[None])[0, length:]
 
 
-@pytest.mark.parametrize("prompt_of", [[0, 1, 2], [2, 0, 1], [1, 1, 0, 2], [2, 0, 2, 1, 2, 0],
-                                       [0, 0, 0, 0, 1, 2], [1, 2] + [0] * 9])
+@pytest.mark.parametrize("prompt_of", [[0, 1, 2], [1, 0, 2], [2, 0, 1], [1, 1, 0, 2],
+                                       [2, 0, 2, 1, 2, 0], [0, 0, 0, 0, 1, 2], [1, 2] + [0] * 9])
 @torch.no_grad()
 def test_reading_token_by_token_through_the_cache_equals_reading_whole_rows(
         make_model, prompts, prompt_of):
