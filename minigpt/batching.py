@@ -110,8 +110,8 @@ def collate(examples: Sequence[Example], indices: Sequence[int] = (),
                  torch.tensor(indices, dtype=torch.long))
 
 
-def few_lengths(longest: int) -> int:
-    """Rows of this length are padded to a multiple of it, so that there are few lengths."""
+def length_step(longest: int) -> int:
+    """Rows are padded to a multiple of this, so that there are few lengths (minigpt/fast.py)."""
     return max(8, size_step(longest))
 
 
@@ -135,7 +135,7 @@ class Batches:
     def collate(self, indices: Sequence[int]) -> Batch:
         """These examples, padded to one of few lengths (which may be longer than max_seq_len)."""
         longest = max(self.examples[i].num_tokens for i in indices)
-        return collate([self.examples[i] for i in indices], indices, few_lengths(longest))
+        return collate([self.examples[i] for i in indices], indices, length_step(longest))
 
     def epoch(self, epoch: int) -> list[list[int]]:
         """The indices of each batch of this epoch."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from minigpt.batching import Batch, collate, few_lengths
+from minigpt.batching import Batch, collate, length_step
 from minigpt.examples import Example
 from minigpt.kl import entropy, exact_kl, kl_k1
 from minigpt.logprobs import logps_of, place, response_logits
@@ -109,7 +109,7 @@ class RolloutMaker:
         examples = [Example(bytes(ids), tuple(responses[i * k:(i + 1) * k]))
                     for i, ids in enumerate(prompt_ids)]
         longest = max(example.num_tokens for example in examples)
-        return collate(examples, multiple_of=few_lengths(longest)).to(device_of(policy))
+        return collate(examples, multiple_of=length_step(longest)).to(device_of(policy))
 
 
 def ends_with_eos(batch: Batch) -> Tensor:
@@ -170,7 +170,7 @@ class Experience:
     def _rows(self, rows: Tensor) -> "Experience":
         """These rows, without the columns that only longer ones have (to one of few lengths)."""
         longest = int(self.batch.lengths[rows].max())
-        columns = slice(longest + -longest % few_lengths(longest))
+        columns = slice(longest + -longest % length_step(longest))
         batch = Batch(self.batch.token_ids[rows, columns], self.batch.segments[rows, columns], rows)
         tensors = (self.logps, self.ref_logps, self.advantages, self.values, self.returns)
         return Experience(batch, *(tensor[rows, columns] for tensor in tensors))
