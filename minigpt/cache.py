@@ -95,8 +95,10 @@ class KeyValueCache:
             rows_of[prompt].append(row)
         self.most = max(map(len, rows_of))                                     # G
         table = [row for rows in rows_of for row in rows + [0] * (self.most - len(rows))]
-        place = [prompt * self.most + rows_of[prompt].index(row)
-                 for row, prompt in enumerate(prompt_of.tolist())]
+        place = [0] * len(prompt_of)
+        for prompt, rows in enumerate(rows_of):
+            for nth, row in enumerate(rows):
+                place[row] = prompt * self.most + nth
         self.table, self.place = (torch.tensor(rows, device=prompt_of.device)
                                   for rows in (table, place))                  # (P G), (B)
         self.in_order = table == list(range(len(prompt_of)))  # then nothing has to be moved

@@ -8,6 +8,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -24,6 +25,17 @@ def has_instructions(*names: str) -> bool:
 
 
 @contextmanager
+def switched(switch: Any, precision: str) -> Iterator[None]:
+    """Set one of torch's switches of how float32 matrices are multiplied, and set it back."""
+    before = switch.fp32_precision
+    switch.fp32_precision = precision
+    try:
+        yield
+    finally:
+        switch.fp32_precision = before
+
+
+@contextmanager
 def onednn_matmul(enabled: bool = True) -> Iterator[None]:
     """Let oneDNN compute float32 matrix products; MKL uses half the vector width of AMD's CPUs.
 
@@ -33,14 +45,12 @@ def onednn_matmul(enabled: bool = True) -> Iterator[None]:
     them, enabled=False chooses MKL.  The switch belongs to the process: two threads must not
     disagree.
     """
-    switch = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = switch.fp32_precision
     if has_instructions("avx512_f") and not has_instructions("amx_tile"):
-        switch.fp32_precision = ALLOWED if enabled else NOT_ALLOWED
-    try:
+        with switched(torch.backends.mkldnn.matmul,  # type: ignore[attr-defined]
+                      ALLOWED if enabled else NOT_ALLOWED):
+            yield
+    else:
         yield
-    finally:
-        switch.fp32_precision = before
 
 
 @contextmanager
@@ -50,16 +60,11 @@ def tf32_matmul(enabled: bool) -> Iterator[None]:
     For what a bfloat16 run (7 bits) keeps in float32: the heads, and PPO's sampling.  Sums stay in
     float32.  The switch belongs to the process: two threads must not disagree.
     """
-    if not enabled:
+    if enabled:
+        with switched(torch.backends.cuda.matmul, "tf32"):
+            yield
+    else:
         yield
-        return
-    switch = torch.backends.cuda.matmul
-    before = switch.fp32_precision
-    switch.fp32_precision = "tf32"
-    try:
-        yield
-    finally:
-        switch.fp32_precision = before
 
 
 def keep_freed_memory() -> None:
