@@ -40,7 +40,7 @@ METHODS = {
     "dpo": Method("DPO", "pairs and nothing else: the first thing to try", "dpo"),
     "rloo": Method("RLOO", "as PPO, without the value model: less memory, less to tune", "ppo",
                    ("--advantage", "rloo"), "--reward"),
-    "rloo-long": Method("RLOO, 256 episodes", "the furthest, at four times RLOO's time", "ppo",
+    "rloo-long": Method("RLOO, 256 episodes", "the furthest, at five times RLOO's time", "ppo",
                         ("--advantage", "rloo", "--num-episodes", "256", "--batch-size", "128",
                          "--minibatch-size", "64"), "--reward"),
     "grpo": Method("GRPO", "as RLOO, where rewards are right or wrong and questions differ in "
