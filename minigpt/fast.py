@@ -21,20 +21,21 @@ from minigpt.processor import size_step
 
 Positions = tuple[Tensor, Tensor]  # rows (N,) and columns (N,) of N tokens of a batch
 
-TOKENS_AT_ONCE = 1024
+BYTES_AT_ONCE = 2048  # of each input: 512 tokens in float32, 1024 in bfloat16
 SCORES_BYTES = 8 * 2**20  # attention scores at once
 
 
 def by_token(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """layer(x), for a layer that works on each token (..., D) alone.
 
-    On a CPU, 1024 tokens at a time, the last piece filled up with zeros.
+    On a CPU, at most 512 or (in bfloat16) 1024 tokens at a time, the last filled up with zeros.
     """
-    tokens = x.flatten(0, -2)
-    missing = -len(tokens) % min(128, size_step(len(tokens)))  # few shapes, and little waste
-    if x.device.type != "cpu" or (missing == 0 and len(tokens) <= TOKENS_AT_ONCE):
+    tokens, at_once = x.flatten(0, -2), BYTES_AT_ONCE // product_dtype(x).itemsize
+    step = min(128, size_step(len(tokens), 4 if len(tokens) < 512 else 8))
+    missing = -len(tokens) % step  # few shapes, and little waste
+    if x.device.type != "cpu" or (missing == 0 and len(tokens) <= at_once):
         return layer(x)
-    pieces = F.pad(tokens, (0, 0, 0, missing)).split(TOKENS_AT_ONCE)
+    pieces = F.pad(tokens, (0, 0, 0, missing)).split(at_once)
     return torch.cat([layer(piece) for piece in pieces])[:len(tokens)].view(*x.shape[:-1], -1)
 
 
@@ -69,10 +70,13 @@ def select(x: Tensor, at: Positions) -> Tensor:
 def additive_mask(visible: Tensor, x: Tensor) -> Tensor:
     """What attention adds to its scores, made once for all layers: (B, T, S) -> (B, 1, T, S).
 
-    0 where visible, -inf elsewhere, in the precision that x will be multiplied in.
+    0 where visible, -inf elsewhere.
     """
-    device = x.device
-    autocast = torch.is_autocast_enabled(device.type)
-    dtype = torch.get_autocast_dtype(device.type) if autocast else x.dtype
-    zeros = torch.zeros(visible.shape, dtype=dtype, device=device)
+    zeros = torch.zeros(visible.shape, dtype=product_dtype(x), device=x.device)
     return zeros.masked_fill(~visible, -torch.inf)[:, None]
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The precision in which x would be multiplied: its own, or autocast's."""
+    autocast = torch.is_autocast_enabled(x.device.type)
+    return torch.get_autocast_dtype(x.device.type) if autocast else x.dtype

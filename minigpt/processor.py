@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 # By default oneDNN keeps what it prepared for 1024 shapes of matrix, hundreds of MB here.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "512")
 
 ALLOWED, NOT_ALLOWED = "bf16", "ieee"  # may a float32 product be made of bfloat16 ones?
 
@@ -108,12 +108,12 @@ def fast_precision(device: torch.device) -> str:
     return "bfloat16" if fast else "float32"
 
 
-def size_step(size: int) -> int:
-    """Sizes are rounded up to a multiple of this: eight different ones between two powers of two.
+def size_step(size: int, sizes: int = 8) -> int:
+    """Sizes are rounded up to a multiple of this: so many different ones between powers of two.
 
     oneDNN keeps half a MB for every shape of matrix that it has met, and never frees half of that.
     """
-    return 2 ** max(0, size.bit_length() - 4)
+    return 2 ** max(0, size.bit_length() - sizes.bit_length())
 
 
 def most_tokens(device: torch.device) -> int:

@@ -128,9 +128,14 @@ class RewardModel(nn.Module):
         return self.trunk.logits(hidden)
 
     def head_values(self, hidden: Tensor) -> Tensor:
-        """(..., D) -> (...), not in bfloat16 under autocast, or near rewards would become ties."""
+        """(..., D) -> (...), not in bfloat16 under autocast, or near rewards would become ties.
+
+        A sum rather than a matrix product, which on a CPU would take memory for good for every new
+        number of tokens (lessons/notes/speed.md).
+        """
         with torch.autocast(hidden.device.type, enabled=False):
-            return hidden.to(self.head.weight.dtype) @ self.head.weight[0] + self.head.bias
+            weight = self.head.weight[0]
+            return (hidden.to(weight.dtype) * weight).sum(-1) + self.head.bias
 
     def scored_positions(self, batch: Batch) -> Positions:
         """The positions whose values make the rewards."""

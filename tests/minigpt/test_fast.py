@@ -43,7 +43,7 @@ def test_attention_by_row_is_attention(length, masked, rows_at_once, monkeypatch
 
 @pytest.mark.parametrize("shape", [(4, 6), (5, 7), (37,), (3,), (1, 1)])
 def test_a_layer_by_token_is_the_layer(shape, monkeypatch):
-    monkeypatch.setattr(fast, "TOKENS_AT_ONCE", 8)
+    monkeypatch.setattr(fast, "BYTES_AT_ONCE", 32)  # 8 tokens
     generator = torch.Generator().manual_seed(0)
     layer = torch.nn.Linear(4, 3)
     x = torch.randn(*shape, 4, generator=generator, requires_grad=True)
@@ -52,17 +52,20 @@ def test_a_layer_by_token_is_the_layer(shape, monkeypatch):
     assert_same_gradients(found, expected, (x, layer.weight, layer.bias))
 
 
-def test_a_layer_by_token_meets_few_sizes():
+@pytest.mark.parametrize("precision, most", [("float32", 512), ("bfloat16", 1024)])
+def test_a_layer_by_token_meets_few_sizes(precision, most):
     """Every size that a layer meets costs memory for good."""
     met = set()
 
     def layer(x):
         met.add(len(x))
         return x
-    for count in range(1, 5001):
-        assert len(by_token(layer, torch.ones(count, 1))) == count
-    assert max(met) == 1024
-    assert len(met) == 15 + 8 * 6 + 1  # 1 to 15, then eight from each power of two to the next
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        for count in range(1, 5001):
+            assert len(by_token(layer, torch.ones(count, 1))) == count
+    assert met == {*range(1, 8), *range(8, 16, 2), *range(16, 32, 4), *range(32, 64, 8),
+                   *range(64, 128, 16), *range(128, 256, 32), *range(256, 512, 64),
+                   *range(512, most + 1, 64)}
 
 
 # --- select and additive_mask --------------------------------------------------------------------

@@ -112,12 +112,15 @@ def test_memory_that_was_freed_is_not_taken_from_the_system_again():
     assert int(done.stdout) < 1_000  # 80 MB are 19,500 pages, which the C library would give back
 
 
-def test_sizes_are_rounded_up_to_eight_between_two_powers_of_two():
+@pytest.mark.parametrize("sizes, between_64_and_128", [
+    (8, {72, 80, 88, 96, 104, 112, 120, 128}), (4, {80, 96, 112, 128})])
+def test_sizes_are_rounded_up_to_few_between_two_powers_of_two(sizes, between_64_and_128):
     for size in range(1, 3000):
-        assert processor.size_step(size) == max(1, 2 ** (size.bit_length() - 4))
+        power = 2 ** (size.bit_length() - 1)
+        assert processor.size_step(size, sizes) == max(1, power // sizes)
     rounded = {-(-size // step) * step for size in range(65, 129)
-               for step in [processor.size_step(size)]}
-    assert rounded == {72, 80, 88, 96, 104, 112, 120, 128}
+               for step in [processor.size_step(size, sizes)]}
+    assert rounded == between_64_and_128
 
 
 def weights_after_steps(adamw):

@@ -1,10 +1,12 @@
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from minigpt import EOS, PAD, SEP, encode, load_checkpoint, save_checkpoint
 from minigpt.batching import Batch, collate
 from minigpt.examples import tokenize_example, tokenize_examples
 from minigpt.model import MiniGPT
+from minigpt.processor import size_step
 from ppo.rollout import RolloutMaker
 from ppo.train import PPOConfig, prompt_batches
 from reward import RewardModel, score
@@ -266,3 +268,33 @@ def test_a_row_longer_than_the_model_raises(make_reward):
     model(torch.tensor([[65] * 64 + [PAD] * 9]))
     with pytest.raises(ValueError, match="max_seq_len=64"):
         model(torch.full((1, 65), 65))
+
+
+class Products(TorchDispatchMode):
+    """Notes the sizes of all matrix products computed within it, but for attention's."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.mv,
+                                       torch.ops.aten.addmv, torch.ops.aten.dot):
+            self.sizes |= {size for x in args if isinstance(x, torch.Tensor) for size in x.shape}
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("method", ["rewards", "values"])
+def test_training_meets_few_sizes_of_matrix_product(make_reward, method, pooling):
+    """Every size costs memory for good; the number of tokens differs from batch to batch."""
+    model, counts = make_reward(pooling=pooling, embed_dim=32), set()
+    with Products() as products:
+        for count in range(8, 60):
+            batch = collate(tokenize_examples([("p", ["a" * count, "b" * 5])] * 4, 128))
+            getattr(model, method)(batch).sum().backward()
+            counts.add(int(batch.response_mask.sum()))
+    of_weights = {size for weight in model.parameters() for size in weight.shape} | {1}
+    of_tokens = products.sizes - of_weights
+    assert len(counts) == 52 and len(of_tokens) < 16
+    assert all(size % size_step(size, 4) == 0 for size in of_tokens)
