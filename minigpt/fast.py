@@ -3,11 +3,12 @@
     by_token(layer, x)                 layer(x)
     by_row(attention, q, k, v, mask)   attention(q, k, v, mask)
     select(x, (rows, columns))         x[rows, columns]
+    weighted_sum(x, weight)            x @ weight
 
 Two things cost time on a CPU.  What does not fit into the CPU cache is read from memory again by
 the next operation: so long inputs are worked on in pieces.  And oneDNN, which multiplies, prepares
-itself for every new shape of matrix: so there are few shapes.  The sizes below were the fastest
-measured (lessons/notes/speed.md).
+itself for every new shape of matrix: so there are few shapes.  The sizes below were chosen by
+measured speed and memory (lessons/notes/speed.md).
 """
 
 import math
@@ -21,7 +22,7 @@ from minigpt.processor import size_step
 
 Positions = tuple[Tensor, Tensor]  # rows (N,) and columns (N,) of N tokens of a batch
 
-BYTES_AT_ONCE = 2048  # of each input: 512 tokens in float32, 1024 in bfloat16
+BYTES_AT_ONCE = 2048  # for each feature of a token: 512 tokens in float32, 1024 in bfloat16
 SCORES_BYTES = 8 * 2**20  # attention scores at once
 
 
@@ -30,10 +31,12 @@ def by_token(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
     On a CPU, at most 512 or (in bfloat16) 1024 tokens at a time, the last filled up with zeros.
     """
+    if x.device.type != "cpu":
+        return layer(x)
     tokens, at_once = x.flatten(0, -2), BYTES_AT_ONCE // product_dtype(x).itemsize
     step = min(128, size_step(len(tokens), 4 if len(tokens) < 512 else 8))
     missing = -len(tokens) % step  # few shapes, and little waste
-    if x.device.type != "cpu" or (missing == 0 and len(tokens) <= at_once):
+    if missing == 0 and len(tokens) <= at_once:
         return layer(x)
     pieces = F.pad(tokens, (0, 0, 0, missing)).split(at_once)
     return torch.cat([layer(piece) for piece in pieces])[:len(tokens)].view(*x.shape[:-1], -1)
@@ -65,6 +68,12 @@ def select(x: Tensor, at: Positions) -> Tensor:
     """x[rows, columns], (B, T, D) -> (N, D); the gradient is many times faster."""
     rows, columns = at
     return x.flatten(0, 1).index_select(0, rows * x.shape[1] + columns)
+
+
+def weighted_sum(x: Tensor, weight: Tensor) -> Tensor:
+    """x @ weight, (..., D), (D,) -> (...), without a shape of matrix product for every size of x.
+    """
+    return (x * weight).sum(-1)
 
 
 def additive_mask(visible: Tensor, x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.batching import Batch
-from minigpt.fast import Positions
+from minigpt.fast import Positions, weighted_sum
 from minigpt.logprobs import place
 from minigpt.masks import positions_and_visibility, predictor_positions
 from minigpt.model import MiniGPT
@@ -128,14 +128,10 @@ class RewardModel(nn.Module):
         return self.trunk.logits(hidden)
 
     def head_values(self, hidden: Tensor) -> Tensor:
-        """(..., D) -> (...), not in bfloat16 under autocast, or near rewards would become ties.
-
-        A sum rather than a matrix product, which on a CPU would take memory for good for every new
-        number of tokens (lessons/notes/speed.md).
-        """
+        """(..., D) -> (...), not in bfloat16 under autocast, or near rewards would become ties."""
         with torch.autocast(hidden.device.type, enabled=False):
             weight = self.head.weight[0]
-            return (hidden.to(weight.dtype) * weight).sum(-1) + self.head.bias
+            return weighted_sum(hidden.to(weight.dtype), weight) + self.head.bias
 
     def scored_positions(self, batch: Batch) -> Positions:
         """The positions whose values make the rewards."""

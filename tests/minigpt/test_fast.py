@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from minigpt import fast
-from minigpt.fast import additive_mask, by_row, by_token, select
+from minigpt.fast import additive_mask, by_row, by_token, select, weighted_sum
 from minigpt.model import attention
 
 
@@ -68,7 +68,13 @@ def test_a_layer_by_token_meets_few_sizes(precision, most):
                    *range(512, most + 1, 64)}
 
 
-# --- select and additive_mask --------------------------------------------------------------------
+def test_a_layer_by_token_works_without_data():
+    """On PyTorch's device for shapes alone."""
+    layer = torch.nn.Linear(4, 3, device="meta")
+    assert by_token(layer, torch.empty(5, 7, 4, device="meta")).shape == (5, 7, 3)
+
+
+# --- select, weighted_sum and additive_mask ------------------------------------------------------
 
 
 def test_select_is_indexing_by_rows_and_columns():
@@ -79,6 +85,16 @@ def test_select_is_indexing_by_rows_and_columns():
     found, expected = select(x, (rows, columns)), x[rows, columns]
     assert torch.equal(found, expected)
     assert_same_gradients(found, expected, (x,))
+
+
+def test_a_weighted_sum_is_a_product_with_a_vector():
+    """Values and gradients."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 5, 4, generator=generator, requires_grad=True)
+    weight = torch.randn(4, generator=generator, requires_grad=True)
+    found, expected = weighted_sum(x, weight), x @ weight
+    torch.testing.assert_close(found, expected)
+    assert_same_gradients(found, expected, (x, weight))
 
 
 def test_additive_mask_is_zero_where_visible_and_minus_infinity_elsewhere():

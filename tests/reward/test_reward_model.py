@@ -284,17 +284,18 @@ class Products(TorchDispatchMode):
         return function(*args, **kwargs or {})
 
 
-@pytest.mark.parametrize("pooling", ["last", "mean"])
-@pytest.mark.parametrize("method", ["rewards", "values"])
+@pytest.mark.parametrize("method, pooling", [("rewards", "last"), ("rewards", "mean"),
+                                             ("values", "last")])
 def test_training_meets_few_sizes_of_matrix_product(make_reward, method, pooling):
-    """Every size costs memory for good; the number of tokens differs from batch to batch."""
+    """Every size costs memory for good; rows and tokens differ from batch to batch."""
     model, counts = make_reward(pooling=pooling, embed_dim=32), set()
     with Products() as products:
         for count in range(8, 60):
-            batch = collate(tokenize_examples([("p", ["a" * count, "b" * 5])] * 4, 128))
+            rows = [("p", ["a" * count, "b" * 5])] * (count // 4)
+            batch = collate(tokenize_examples(rows, 128))
             getattr(model, method)(batch).sum().backward()
             counts.add(int(batch.response_mask.sum()))
     of_weights = {size for weight in model.parameters() for size in weight.shape} | {1}
     of_tokens = products.sizes - of_weights
-    assert len(counts) == 52 and len(of_tokens) < 16
-    assert all(size % size_step(size, 4) == 0 for size in of_tokens)
+    assert len(counts) == 52 and len(of_tokens) < 40
+    assert all(size % size_step(size, 4 if size < 512 else 8) == 0 for size in of_tokens)
