@@ -12,19 +12,25 @@ from torch import Tensor
 from minigpt.fast import Positions
 
 
-def positions_and_visibility(segments: Tensor) -> tuple[Tensor, Tensor | None]:
+def positions_and_visibility(segments: Tensor,
+                             window: int | None = None) -> tuple[Tensor, Tensor | None]:
     """Positions (B, T) and visibility (B, T, T), with which each response seems to be the only one.
 
-    Of the tokens before it, a token sees the prompt and its own response; its position is how many
-    tokens it sees.  Padding, on either side, stands at position 0, where nothing reads it.
+    Of the tokens before it, a token sees the prompt and its own response; their number is its
+    position.  With a window it sees only itself and the nearest `window` - 1 of them.
+    Padding, on either side, stands at position 0, where nothing reads it.
     Visibility is None if an ordinary causal mask is enough.
     """
     real = segments >= 0
-    if segments.max() < 2 and real[:, 0].all() and (real[:, 1:] <= real[:, :-1]).all():
+    if window is None and segments.max() < 2 and real[:, 0].all() \
+            and (real[:, 1:] <= real[:, :-1]).all():
         return torch.arange(segments.shape[1], device=segments.device) * real, None
     same_segment = segments[:, :, None] == segments[:, None, :]
     visible = (same_segment | (segments == 0)[:, None, :]).tril()
-    return (visible.sum(-1) - 1) * real, visible
+    positions = (visible.sum(-1) - 1) * real
+    if window is not None:
+        visible &= positions[:, :, None] - positions[:, None, :] < window
+    return positions, visible
 
 
 def predictor_columns(segments: Tensor) -> Tensor:

@@ -1,18 +1,18 @@
 """The reward model, from data to report:  python -m reward.main
 
-Starts from an SFT model, learns from preference pairs which answer is better, and puts its zero at
-the SFT model's own answers.  With --members it trains several, which differ in their seeds, and
-saves them as one ensemble, and each for itself.
+Starts from an SFT model (to read phrases, from random weights), learns from preference pairs which
+answer is better, and puts its zero at the SFT model's own answers.  With --members it trains
+several, which differ in their seeds, and saves them as one ensemble, and each for itself.
 """
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.preferences import Record
-from data.task import RowsConfig, Task, load_task
+from data.task import RowsConfig, load_task
 from data.world import WorldConfig
 from minigpt import distributed
 from minigpt.checkpoint import save_checkpoint
@@ -58,11 +58,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                      EnsembleConfig, out="runs/reward")
     command, rows, config, world_config, ensemble = settings
     task = load_task(rows, world_config, config.seed, command.init)
-    sft_model = starting_point(replace(task, sft_rows=both_responses(task)), command, config)
+    sft_model = starting_point(task, command, config)
 
-    if config.reads == "response":
-        print("the reward model reads the response alone, which is best for few rows "
-              "(--reads both: the prompt, too)")
+    if config.reads == "phrases":
+        print("the reward model starts from random weights and reads only phrases of a few bytes, "
+              "which is best for few rows (--reads both: start from the SFT model, and read the "
+              "prompt as well)")
     configs, out = member_configs(config, ensemble.members), Path(config.out)
     accuracy_before = evaluate_reward_accuracy(
         Ensemble([fresh_reward_model(sft_model, own) for own in configs]),
@@ -102,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     summary |= {"tokens_trained": tokens_trained(config.out)}
     summary |= {"seconds": time.perf_counter() - started, "peak_memory_mb": peak_memory_mb(),
                 "models_in_memory": len(members)}
-    start = start_figures(sft_model, task)
+    start = {} if config.reads == "phrases" else start_figures(sft_model, task)
     what = "Reward model" if len(members) == 1 else f"Ensemble of {len(members)} reward models"
     curves = save_curves(out / "curves.png", {"loss": losses, "accuracy": accuracies},
                          {"Bradley-Terry loss": ["loss"],
@@ -112,18 +113,6 @@ def main(argv: Sequence[str] | None = None) -> None:
            [calibration_section(bins, out), pairs_section(model, task.heldout_preferences[:3]),
             Section("Curves", curves)],
            settings, [start_path(command, config), "--reward", f"{out}/model.pt"])
-
-
-def both_responses(task: Task) -> list[Record]:
-    """What the model that a reward model starts from has read.
-
-    The demonstrations, and with one's own file the rejected responses, too: a model judges better
-    what it has learned to read (figures in lessons/notes/what-did-not-work.md).
-    """
-    if task.world:
-        return task.sft_rows
-    return [{"prompt": row["prompt"], "response": row[side]}
-            for row in task.preferences for side in ("chosen", "rejected")]
 
 
 def ensemble_figures(ensemble: Ensemble, rows: Sequence[Record]) -> dict[str, float]:

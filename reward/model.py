@@ -11,7 +11,9 @@ from minigpt.model import MiniGPT
 from minigpt.tokenizer import EOS, PAD, SEP, VOCAB_SIZE
 from minigpt.weights import copy_model_weights, unwrapped
 
-POOLINGS, READINGS = ("last", "mean"), ("both", "response")
+POOLINGS, READINGS = ("last", "mean", "sum"), ("both", "response", "phrases")
+USUAL_LENGTH = 64  # tokens: sums are divided by it, so that rewards are as large as those of a mean
+WINDOW = 2  # where phrases are read: in each layer a token sees itself and the one before
 
 
 class RewardModel(nn.Module):
@@ -21,15 +23,21 @@ class RewardModel(nn.Module):
     real token*, the EOS of a finished response, the only place where causal attention has seen all
     of it.  (One token later there is padding: a classic fault.)  "mean": the mean over the
     response.  Where preferences depend on words and phrases, and rows are few, the model then
-    learns from every token instead of one.
-    reads: "both", or "response" if the model is trained on responses without their prompts.  From
-    few rows it learns what is well said sooner than what answers the question.
+    learns from every token instead of one.  "sum": 1/64 of their sum, which is as good, and safer
+    as a reward to train on: in a mean, one liked word alone is worth more than a whole answer.
+    reads: "both"; or "response", if the model is trained on responses without their prompts; or
+    "phrases", if in addition each layer sees only a token and the one before it: four layers see
+    five bytes.  From few rows a model with a longer context memorises them.  The reward is then a
+    sum (or mean) of a value for each phrase.  Such a model starts from large weights (bytes
+    N(0, 1), and a head 8 times larger), which helped more than a policy's (figures in
+    lessons/notes/what-did-not-work.md), perhaps because its features then have to change less:
+    compare "lazy" training (Chizat et al. 2019, arXiv:1812.07956).
 
-    Raises ValueError on another pooling or reading.
+    Raises ValueError on another pooling or reading, or on the last of the phrases alone.
     """
 
     # what is called from outside (for FSDP's hooks)
-    FORWARD_METHODS = ("rewards", "values", "hidden_states", "logits", "head_values")
+    FORWARD_METHODS = ("rewards", "values")
 
     def __init__(self, vocab_size: int = VOCAB_SIZE, embed_dim: int = 128, num_heads: int = 4,
                  num_layers: int = 4, max_seq_len: int = 128, ff_dim: int = 512,
@@ -38,6 +46,9 @@ class RewardModel(nn.Module):
         if pooling not in POOLINGS or reads not in READINGS:
             raise ValueError(f"pooling={pooling!r} must be one of {POOLINGS}, and reads={reads!r} "
                              f"one of {READINGS}")
+        if reads == "phrases" and pooling == "last":
+            raise ValueError("reads='phrases' needs pooling='sum' or 'mean': the last phrase says "
+                             "little")
         self.pooling, self.reads = pooling, reads
         self.trunk = MiniGPT(vocab_size, embed_dim, num_heads, num_layers, max_seq_len, ff_dim)
         self.head = nn.Linear(embed_dim, 1)
@@ -45,19 +56,25 @@ class RewardModel(nn.Module):
         # "The N+ Implementation Details of RLHF with PPO")
         nn.init.normal_(self.head.weight, std=(embed_dim + 1) ** -0.5)
         nn.init.zeros_(self.head.bias)
+        if reads == "phrases":
+            nn.init.normal_(self.trunk.token_embedding.weight)
+            nn.init.normal_(self.head.weight, std=8 * (embed_dim + 1) ** -0.5)
 
     @classmethod
     def from_policy(cls, model: MiniGPT, pooling: str = "last",
                     reads: str = "both") -> "RewardModel":
         """A reward model that starts from a MiniGPT's weights, with a fresh head.
 
-        Raises TypeError on another model.
+        Raises TypeError on another model, ValueError if it is to read phrases.
         """
         model = unwrapped(model)
         if not isinstance(model, MiniGPT):
             raise TypeError(f"a {type(model).__name__} cannot become a RewardModel, whose trunk is "
                             "a MiniGPT: start from RewardModel(), or, as a reward for PPO, pass a "
                             "function (prompts, responses) -> scores")
+        if reads == "phrases":
+            raise ValueError("a reward model of phrases starts from random weights, not from a "
+                             "policy's: RewardModel(..., reads='phrases') makes one")
         reward = cls(**model.settings, pooling=pooling, reads=reads).to(model.device)
         copy_model_weights(model, reward.trunk)
         return reward
@@ -106,7 +123,8 @@ class RewardModel(nn.Module):
     def values(self, batch: Batch) -> Tensor:
         """As a value function: V of the state before each response token, 0 elsewhere, (B, T).
 
-        It reads the prompt, too, also where the reward model itself was trained without.
+        It reads the prompt, too, also where the reward model itself was trained without (of phrases
+        it sees no more than the last).
         The state before token t is read where t is predicted from.
         """
         hidden = self.hidden_states(batch, predictor_positions(batch.segments))
@@ -116,16 +134,13 @@ class RewardModel(nn.Module):
 
     def hidden_states(self, batch: Batch, at: Positions | None = None) -> Tensor:
         """The trunk's output: (B, T, D), or (N, D) at N positions."""
-        positions, visible = positions_and_visibility(batch.segments)
+        window = WINDOW if self.reads == "phrases" else None
+        positions, visible = positions_and_visibility(batch.segments, window)
         return self.trunk.hidden_states(batch.token_ids, positions, visible, at=at)
 
     def as_read(self, batch: Batch) -> Batch:
         """The batch as this model was trained to read it."""
-        return batch.without_prompts() if self.reads == "response" else batch
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """The trunk's next-token logits: (..., D) -> (..., V)."""
-        return self.trunk.logits(hidden)
+        return batch if self.reads == "both" else batch.without_prompts()
 
     def head_values(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (...), not in bfloat16 under autocast, or near rewards would become ties."""
@@ -135,7 +150,7 @@ class RewardModel(nn.Module):
 
     def scored_positions(self, batch: Batch) -> Positions:
         """The positions whose values make the rewards."""
-        if self.pooling == "mean":
+        if self.pooling != "last":
             rows, columns = batch.response_mask.nonzero(as_tuple=True)
             return rows, columns
         last = batch.last_columns                                              # (B, k)
@@ -144,11 +159,11 @@ class RewardModel(nn.Module):
 
     def pool(self, values: Tensor, masks: Tensor) -> Tensor:
         """The values at those positions, (N,), -> one reward for each response, (B, k)."""
-        return response_means(values, masks) if self.pooling == "mean" else \
-            values.view(masks.shape[:2])
-
-
-def response_means(values: Tensor, masks: Tensor) -> Tensor:
-    """One value for each response token, in row order, (N,) -> each response's mean, (B, k)."""
-    sums = (place(values, masks.any(1))[:, None] * masks).sum(-1)
-    return sums / masks.sum(-1).clamp_min(1)  # the mean of none is 0
+        if self.pooling == "last":
+            return values.view(masks.shape[:2])
+        sums = (place(values, masks.any(1))[:, None] * masks).sum(-1)
+        lengths = masks.sum(-1)
+        if self.pooling == "mean":
+            return sums / lengths.clamp_min(1)                   # 0 for a response without a token
+        bias = self.head.bias                                    # counts once, not for each token
+        return bias + (sums - bias * lengths) / USUAL_LENGTH

@@ -43,8 +43,11 @@ class RewardFileConfig(Settings):
 
 
 def fresh_reward_model(sft_model: MiniGPT, config: RewardConfig) -> RewardModel:
-    """The SFT model with a random head."""
+    """The SFT model with a random head; or, to read phrases, a random model of its size."""
     torch.manual_seed(config.seed)
+    if config.reads == "phrases":
+        model = RewardModel(**sft_model.settings, pooling=config.pooling, reads=config.reads)
+        return model.to(sft_model.device)
     return RewardModel.from_policy(sft_model, config.pooling, config.reads)
 
 
@@ -83,7 +86,7 @@ def _means(of_members: Sequence[Sequence[float]]) -> list[float]:
 
 
 def member_configs(config: RewardConfig, members: int) -> list[RewardConfig]:
-    """The settings of each member: a seed, for head and data order, and a folder of its own.
+    """The settings of each member: a seed, for random weights and data order, and a folder.
 
     Of one alone: the run's.
     """

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from data.examples import preference_examples
 from minigpt.batching import Batches
 from minigpt.distributed import world_size
+from minigpt.errors import UserError
 from minigpt.options import option
 from minigpt.settings import EpochConfig
 from minigpt.training import TrainingLoop
 from minigpt.weights import unwrapped
-from reward.few_rows import rewards_and_logps
 from reward.loss import bradley_terry_loss
 from reward.model import POOLINGS, READINGS, RewardModel
 
@@ -26,11 +26,16 @@ class RewardConfig(EpochConfig):
     batch_size: int = option(16, "pairs in one optimizer step", at_least=1)
     weight_decay: float = option(0.1, "AdamW's weight decay (of matrices only)", at_least=0)
     pooling: str = option("last", "what is scored: the last token of a response, or the mean over "
-                                  "its tokens", choices=POOLINGS)
-    lm_coeff: float = option(0.0, "weight of a language-modelling loss on both responses, against "
-                                  "overfitting on few rows", at_least=0)
-    reads: str = option("both", "what is read: prompt and response, or the response alone",
+                                  "its tokens, or their sum (over 64)", choices=POOLINGS)
+    reads: str = option("both", "what is read: prompt and response, the response alone, or only "
+                                "phrases of a few bytes, from random weights (with --pooling sum)",
                         choices=READINGS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reads == "phrases" and self.pooling == "last":
+            raise UserError("reads=phrases (--reads) needs pooling=sum or mean (--pooling): the "
+                            "last phrase of a response says little")
 
 
 def train_reward_model(model: RewardModel, rows: Sequence[Mapping],
@@ -54,14 +59,8 @@ def train_reward_model(model: RewardModel, rows: Sequence[Mapping],
     for microbatches in loop.steps(config.accumulate):              # one optimizer step each
         for batch in microbatches:
             with optimizer.precision():
-                if config.lm_coeff == 0:
-                    rewards = model.rewards(batch)                  # (B, 2)
-                else:
-                    rewards, logps = rewards_and_logps(model, batch)
+                rewards = model.rewards(batch)                      # (B, 2)
                 loss, metrics = bradley_terry_loss(*rewards.unbind(1))
-                if config.lm_coeff != 0:
-                    loss = loss - config.lm_coeff * logps.mean()
-                    metrics["lm_loss"] = -logps.mean().detach()
             optimizer.backward(batch.weight * loss)
             log.add({"loss": loss, **metrics}, batch.weight)
         grad_norm = optimizer.step()                             # clip, step, clear

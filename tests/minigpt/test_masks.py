@@ -25,6 +25,25 @@ def test_without_the_prompt_a_response_sees_itself_alone():
     assert seen(visible)[2:7] == [[2], [2, 3], [4], [4, 5], [4, 5, 6]]
 
 
+def test_in_a_window_a_token_sees_the_last_of_what_it_would_see():
+    segments = torch.tensor([[0, 0, 1, 1, 2, 2, 2, -1]])
+    positions, visible = positions_and_visibility(segments, window=2)
+    assert torch.equal(positions, positions_and_visibility(segments)[0])
+    assert seen(visible)[:7] == [[0], [0, 1], [1, 2], [2, 3], [1, 4], [4, 5], [5, 6]]
+
+
+def test_in_a_window_responses_without_their_prompt_do_not_see_each_other():
+    _, visible = positions_and_visibility(torch.tensor([[-1, -1, 1, 1, 1, 2, 2]]), window=2)
+    assert seen(visible)[2:] == [[2], [2, 3], [3, 4], [5], [5, 6]]
+
+
+def test_in_a_window_padding_is_not_counted():
+    positions, visible = positions_and_visibility(torch.tensor([[-1, 0, -1, 1, 1, -1, 1, -1]]),
+                                                  window=2)
+    assert positions[0, [1, 3, 4, 6]].tolist() == [0, 1, 2, 3]
+    assert [seen(visible)[column] for column in (1, 3, 4, 6)] == [[1], [1, 3], [3, 4], [4, 6]]
+
+
 @pytest.mark.parametrize("segments", [[-1, -1, 0, 0, 1, 1], [0, -1, 0, -1, 1, 1],
                                       [0, 0, 1, -1, -1, 1]])
 def test_padding_anywhere_takes_no_position_and_is_seen_by_no_token(segments):

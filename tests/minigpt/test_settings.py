@@ -138,7 +138,7 @@ BAD = [("--lr", "-1"), ("--lr", "nan"), ("--lr", "inf"), ("--lr", "0"), ("--max-
        ("--seed", "-1"), ("--seed", str(2**63)), ("--facts", "0"), ("--temperature", "0")]
 BAD_OF = {"sft": [("--num-epochs", "0"), ("--accumulate", "0"), ("--base-lr", "0"),
                   ("--plain-share", "-1")],
-          "reward": [("--lm-coeff", "-1"), ("--num-epochs", "-1")],
+          "reward": [("--num-epochs", "-1")],
           "dpo": [("--beta", "0"), ("--beta", "nan")],
           "ppo": [("--kl-coeff", "-1"), ("--clip", "0"), ("--gamma", "1.1"), ("--lam", "-0.1"),
                   ("--value-lr", "0"), ("--minibatch-size", "0"), ("--ppo-epochs", "0"),

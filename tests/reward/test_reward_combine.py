@@ -60,7 +60,7 @@ def test_weights_make_a_sum_and_not_a_mean(make_reward, texts):
 
 def test_an_ensemble_of_models_is_their_mean_or_least_and_the_least_is_never_above(make_reward,
                                                                                    texts):
-    how = [{}, {"pooling": "mean"}, {"reads": "response"}]
+    how = [{}, {"pooling": "mean"}, {"reads": "response"}, {"pooling": "sum", "reads": "phrases"}]
     models = [make_reward(seed, **more) for seed, more in enumerate(how)]
     batch = batch_of([(p, [r, "z" + r]) for p, r in texts])
     each = torch.stack([model.rewards(batch) for model in models])

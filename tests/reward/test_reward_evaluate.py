@@ -75,7 +75,8 @@ def test_margins_are_differences_of_scores_in_the_order_of_the_rows(make_pairs, 
     assert evaluate_reward_accuracy(model, rows) == pytest.approx(accuracy)
 
 
-@pytest.mark.parametrize("how", [{}, {"pooling": "mean"}, {"reads": "response"}])
+@pytest.mark.parametrize("how", [{}, {"pooling": "mean"}, {"reads": "response"},
+                                 {"pooling": "sum", "reads": "phrases"}])
 def test_identical_responses_are_an_exact_tie_whatever_the_batch(make_reward, make_pairs, how):
     model, rng = make_reward(**how), random.Random(0)
     ties = []

@@ -132,10 +132,55 @@ def test_another_pooling_or_reading_raises(small, name, value):
         RewardModel(**small, **{name: value})
 
 
+@torch.no_grad()
+def test_a_model_of_phrases_sees_one_token_further_back_in_each_layer(make_reward):
+    model = make_reward(num_layers=3, pooling="sum", reads="phrases")
+    responses = ["abcdefgh", "zbcdefgh"]
+    batch = collate([tokenize_example("p", [r], 64) for r in responses])
+    values = model.head_values(model.hidden_states(model.as_read(batch)))
+    first = int(batch.response_mask[0].int().argmax())
+    one, other = values[:, first:first + 9]
+    differ = (one - other).abs() > 1e-4
+    assert differ.tolist() == [True] * 4 + [False] * 5
+
+
+@torch.no_grad()
+def test_a_model_of_phrases_starts_from_large_weights_and_from_no_policy(make_model):
+    torch.manual_seed(0)
+    for reads, bytes_std, head_std in (("phrases", 1, 8 * 65 ** -0.5),
+                                       ("response", 0.02, 65 ** -0.5)):
+        models = [RewardModel(embed_dim=64, num_heads=2, num_layers=1, pooling="sum", reads=reads)
+                  for _ in range(50)]
+        embeddings = torch.stack([model.trunk.token_embedding.weight for model in models])
+        heads = torch.stack([model.head.weight for model in models])
+        assert float(embeddings.std()) == pytest.approx(bytes_std, rel=0.05)
+        assert float(heads.std()) == pytest.approx(head_std, rel=0.1)
+    with pytest.raises(ValueError, match="from random weights"):
+        RewardModel.from_policy(make_model(), "sum", "phrases")
+    with pytest.raises(ValueError, match="needs pooling='sum'"):
+        RewardModel(reads="phrases")
+
+
+@torch.no_grad()
+def test_phrases_of_responses_that_share_a_row_are_those_of_each_alone(make_reward, texts):
+    model = make_reward(pooling="sum", reads="phrases")
+    batch = collate(tokenize_examples([(p, [r, "z" + r]) for p, r in texts], 64))
+    expected = torch.stack([score(model, [p] * 2, [r, "z" + r]) for p, r in texts])
+    torch.testing.assert_close(model.rewards(batch), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model.rewards(batch.apart()), expected.flatten()[:, None], rtol=1e-5,
+                               atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_mean_over_no_token_is_zero(make_reward):
+    model = make_reward(pooling="mean")
+    assert score(model, ["a", "a"], [[], [EOS]])[0] == 0
+
+
 # --- one reward, by every way in -----------------------------------------------------------------
 
-HOW = [{"pooling": pooling, "reads": reads} for pooling in ("last", "mean")
-       for reads in ("both", "response")]
+HOW = [{"pooling": pooling, "reads": reads} for pooling in ("last", "mean", "sum")
+       for reads in ("both", "response", "phrases") if (pooling, reads) != ("last", "phrases")]
 how = pytest.mark.parametrize("how", HOW, ids=lambda how: "-".join(how.values()))
 ODD_TEXTS = [("", "yes"), ("", "a"), ("a?", ""), ("what is it, then?", "x"), ("é日", "🙂!"),
              ("b", "b")]
@@ -158,9 +203,15 @@ def by_hand(model, prompt, response):
     (row,) = rows_of([(prompt, response)])
     start = len(row) - len(encode(response)) - 1
     read = row if model.reads == "both" else row[start:]
-    values = model.head(model.trunk.hidden_states(torch.tensor([read]))[0])[:, 0]
+    visible = torch.ones(1, len(read), len(read), dtype=torch.bool).tril()
+    if model.reads == "phrases":
+        visible = visible.triu(-1)
+    hidden = model.trunk.hidden_states(torch.tensor([read]), visible=visible)
+    values = model.head(hidden[0])[:, 0]
     values = values[len(read) - (len(row) - start):]
-    return values[-1] if model.pooling == "last" else values.mean()
+    bias = model.head.bias[0]
+    return {"last": values[-1], "mean": values.mean(),
+            "sum": (values - bias).sum() / 64 + bias}[model.pooling]
 
 
 @how
@@ -168,6 +219,7 @@ def by_hand(model, prompt, response):
 def test_every_way_in_gives_the_reward_of_the_row_without_padding(make_reward, texts, how):
     model = make_reward(**how)
     texts = [*texts, *ODD_TEXTS]
+    model.head.bias.fill_(0.7)
     expected = torch.stack([by_hand(model, *text) for text in texts])
     assert expected.std() > 0.1
 
@@ -184,7 +236,7 @@ def test_every_way_in_gives_the_reward_of_the_row_without_padding(make_reward, t
 
     read_as = model.as_read(batch)  # what `forward` is given where the model reads no prompt
     rows = rows_of(texts)
-    if model.reads == "response":
+    if model.reads != "both":
         assert (read_as.segments[batch.segments == 0] == -1).all()
         rows = [row[-len(encode(response)) - 1:]
                 for row, response in zip(rows, responses, strict=True)]

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -48,6 +49,17 @@ def test_a_fresh_reward_model_is_the_sft_model_with_a_head_from_the_seed(make_mo
     assert (model.pooling, model.reads) == ("mean", "response")
     assert weights_equal(model, fresh_reward_model(sft_model, config))
     assert not weights_equal(model, fresh_reward_model(sft_model, RewardConfig(seed=2)))
+
+
+def test_a_fresh_model_of_phrases_has_the_sft_models_size_and_weights_from_the_seed(
+        make_model, weights_equal):
+    sft_model = make_model()
+    config = RewardConfig(seed=1, pooling="sum", reads="phrases")
+    model = fresh_reward_model(sft_model, config)
+    assert model.trunk.settings == sft_model.settings
+    assert (model.pooling, model.reads) == ("sum", "phrases")
+    assert weights_equal(model, fresh_reward_model(make_model(3), config))
+    assert not weights_equal(model, fresh_reward_model(sft_model, replace(config, seed=2)))
 
 
 def test_center_makes_the_mean_zero_and_keeps_the_differences(make_reward, texts):
@@ -247,6 +259,6 @@ def test_without_a_file_a_reward_model_is_trained_in_the_folder_of_the_run(
     assert "training a reward model" in capsys.readouterr().out
     folder = tmp_path / "run" / "reward"
     assert weights_equal(load_checkpoint(folder / "model.pt"), found)
-    assert (found.pooling, found.reads) == ("mean", "response")  # the recipe for few rows
+    assert (found.pooling, found.reads) == ("sum", "phrases")  # the recipe for few rows
     asked, answers = answers_of(reciter, task.prompts, 1, seed=2)
     assert abs(float(score(found, asked, answers).mean())) < 1e-5

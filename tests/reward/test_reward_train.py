@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from data import DataError, World, WorldConfig
+from minigpt.errors import UserError
 from minigpt.options import parse
 from minigpt.run_folder import read_history
 from reward import RewardModel, evaluate_reward_accuracy, train_reward_model
@@ -127,6 +128,22 @@ def test_bad_rows_raise(make_pairs, small, row, message):
         train_reward_model(fresh(small), [*make_pairs(1), row])
 
 
+def test_a_model_of_phrases_learns_which_word_is_liked(small):
+    words = ["sun", "tree", "stone", "river", "cloud", "bird", "road", "light"]
+    pairs = [{"prompt": "p", "chosen": f"{one} please {other}", "rejected": f"{one} now {other}"}
+             for one in words for other in words]
+    torch.manual_seed(0)
+    model = RewardModel(**small, pooling="sum", reads="phrases")
+    model, _, _ = train_reward_model(model, pairs[:40], 10, 2e-3, pooling="sum", reads="phrases")
+    assert evaluate_reward_accuracy(model, pairs[40:]) == 1
+    assert evaluate_reward_accuracy(model, [{**pairs[0], "prompt": "else"}]) == 1
+
+
+def test_the_last_of_the_phrases_alone_is_refused():
+    with pytest.raises(UserError, match="needs pooling=sum or mean"):
+        RewardConfig(reads="phrases")
+
+
 # --- defaults -------------------------------------------------------------------------------------
 
 
@@ -142,15 +159,3 @@ def test_defaults_are_those_of_the_config():
     parameters = inspect.signature(train_reward_model).parameters
     assert parameters["num_epochs"].default == RewardConfig().num_epochs
     assert parameters["lr"].default == RewardConfig().lr
-
-
-def test_a_language_modelling_loss_beside_keeps_the_responses_likely(make_pairs, small, tmp_path):
-    rows, found = make_pairs(40), {}
-    for lm_coeff in (0.0, 0.5):
-        out = str(tmp_path / str(lm_coeff))
-        train_reward_model(fresh(small), rows, 4, 3e-3, lm_coeff=lm_coeff, out=out)
-        found[lm_coeff] = read_history(out)
-    assert "lm_loss" not in found[0.0]
-    assert found[0.5]["lm_loss"][-1] < found[0.5]["lm_loss"][0] - 0.5
-    first = {name: history["loss"][0] for name, history in found.items()}
-    assert first[0.5] == pytest.approx(first[0.0] + 0.5 * found[0.5]["lm_loss"][0], abs=1e-2)
