@@ -186,6 +186,12 @@ class Shards:
     def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         """Restore what `optimizer_state` returned, to each process its shard."""
         from torch.distributed.checkpoint import state_dict
+        from torch.distributed.tensor import DTensor, distribute_tensor
 
         options = state_dict.StateDictOptions(full_state_dict=True)
         state_dict.set_optimizer_state_dict(self.models, optimizer, state, options=options)
+        for weight, own in optimizer.state.items():  # torch splits only what AdamW itself keeps
+            for name, value in own.items():
+                if isinstance(weight, DTensor) and not isinstance(value, DTensor) \
+                        and value.shape == weight.shape:
+                    own[name] = distribute_tensor(value, weight.device_mesh, weight.placements)

@@ -88,6 +88,21 @@ class Optimizer:
         for group in self.adamw.param_groups:
             group["lr"] = group["peak"] * self.schedule(step)
 
+    @torch.no_grad()
+    def end_step(self, steps: int) -> None:
+        """After so many steps: average the weights over the last ones, if config.average says so.
+
+        When the run ends, their mean takes the weights' place (Polyak and Juditsky 1992,
+        doi:10.1137/0330046; Izmailov et al. 2018, arXiv:1803.05407).  It is kept, and saved, beside
+        AdamW's moments.
+        """
+        averaged = steps - round((1 - self.config.average) * self.num_steps)
+        if averaged > 0:
+            for weight, state in self.adamw.state.items():
+                mean = state.setdefault("mean", weight.clone()).lerp_(weight, 1 / averaged)
+                if steps == self.num_steps:
+                    weight.copy_(mean)
+
     def schedule(self, step: int) -> float:
         """The learning rate over its peak: a linear warm-up, then a cosine down to final_lr."""
         warmup = max(1, round(self.config.warmup * self.num_steps))

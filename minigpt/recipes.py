@@ -53,6 +53,8 @@ class Times(NamedTuple):
         return int(product) if isinstance(value, int) else product
 
 
+# The learning rate falls to 0, and the weights at the end are the result; see DPOConfig.
+COSINE = {"final_lr": 0.0, "average": 0.0}
 RECIPES = {
     "quick": Recipe("quick", {
         "WorldConfig": {"facts": 8, "plain_rows": 1700, "sft_rows": 3500, "preference_rows": 800,
@@ -70,7 +72,7 @@ RECIPES = {
                          "reads": "phrases"},
         "PPOConfig": {"kl_coeff": 2.0},
         "DPOConfig": {"loss": "dpo_nll", "num_epochs": 3, "lr": 3e-4, "batch_size": 8,
-                      "beta": 1.0},
+                      "beta": 1.0, **COSINE},
     }),
     "lesson": Recipe("", {
         "WorldConfig": {"facts": 8, "plain_rows": 6000, "sft_rows": 8000, "preference_rows": 8000,
@@ -81,7 +83,7 @@ RECIPES = {
         "PPOConfig": {"num_episodes": 60, "samples_per_prompt": 1, "minibatch_size": 64,
                       "lr": 3e-4, "kl_coeff": 0.5, "kl_penalty": "sampled", "max_new_tokens": 64},
         "DPOConfig": {"num_epochs": 1, "lr": 1e-4, "beta": 2.0, "batch_size": 32,
-                      "precision": "float32"},
+                      "precision": "float32", **COSINE},
     }),
 }
 # Of DPOConfig for each loss but DPO's own, and of PPOConfig for each advantage but GAE: the best of
@@ -109,12 +111,12 @@ SIZES: dict[str, dict[str, Any]] = {
     "rloo": {"batch_size": Times(0.5), "num_episodes": Times(1.5)},
     "grpo": {"minibatch_size": 64},
 }
-RECIPES |= {name: Recipe("loss", {"DPOConfig": settings}, name)
+RECIPES |= {name: Recipe("loss", {"DPOConfig": COSINE | settings}, name)
             for name, settings in LOSS_SETTINGS.items()}
 RECIPES |= {name: Recipe("advantage", {"PPOConfig": settings | SIZES[name]}, name)
             for name, settings in ADVANTAGE_SETTINGS.items()}
 RECIPES["gae"] = Recipe("advantage", {"PPOConfig": {"samples_per_prompt": 4}}, "gae")
-RECIPES["lora"] = Recipe("lora_rank", {"DPOConfig": {"lr": Times(10)},
+RECIPES["lora"] = Recipe("lora_rank", {"DPOConfig": {"lr": Times(10), **COSINE},
                                        "PPOConfig": {"lr": Times(10 / 3)}})
 
 

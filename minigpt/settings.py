@@ -31,6 +31,9 @@ class TrainingConfig(Settings):
                            at_least=0, at_most=1)
     final_lr: float = option(0.0, "learning rate at the end of the cosine decay, over its peak",
                              at_least=0, at_most=1)
+    average: float = option(0.0, "share of the steps, the last ones, over which the weights are "
+                                 "averaged; their mean is the result (0: the weights at the end)",
+                            at_least=0, at_most=1)
     weight_decay: float = option(0.0, "AdamW's weight decay (of matrices only)", at_least=0)
     max_grad_norm: float = option(1.0, "clip each model's gradient to this norm (0: do not clip)",
                                   at_least=0)

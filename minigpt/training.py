@@ -133,6 +133,7 @@ class TrainingLoop:
                 self.num_tokens += sum(self.batches.examples[i].num_tokens for i in indices)
                 yield indices
                 self.step += 1
+                self.optimizer.end_step(self.step)
                 bar.update()
                 bar.set_postfix_str("  ".join(f"{name} {values[-1]:.3f}" for name, values in
                                               list(self.log.history.items())[:2]))

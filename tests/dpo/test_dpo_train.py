@@ -14,7 +14,7 @@ from dpo.evaluate import implicit_rewards
 from dpo.train import HYPERPARAMETERS, TENSORS, DPOConfig, needs_reference
 from minigpt import sequence_logps
 from minigpt.options import parse
-from minigpt.recipes import RECIPES, Recipe
+from minigpt.recipes import COSINE, RECIPES, Recipe
 from minigpt.run_folder import read_history
 from reward import train_reward_model
 from sft import sft_train
@@ -278,7 +278,8 @@ def test_a_partial_function_and_a_module_are_losses(make_model, copy_of, make_pa
             return simpo_loss(policy_chosen_logps, policy_rejected_logps, chosen_lengths,
                               rejected_lengths, beta, gamma)
 
-    start, rows, settings = make_model(), make_pairs(8), {"lr": 1e-3, "beta": 3.0, "batch_size": 4}
+    start, rows = make_model(), make_pairs(8)
+    settings = {"lr": 1e-3, "beta": 3.0, "batch_size": 4, **COSINE}
     expected, *figures = dpo_train(copy_of(start), None, rows, loss="simpo", gamma=0.25, **settings)
     for loss in (partial(simpo_loss, gamma=0.25), Weighted()):
         found, *others = dpo_train(copy_of(start), None, rows, loss=loss, **settings)

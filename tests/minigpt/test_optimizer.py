@@ -1,3 +1,4 @@
+import copy
 from itertools import pairwise
 
 import pytest
@@ -61,6 +62,49 @@ def test_each_model_has_its_own_peak_rate():
     for model, lr in zip(models.values(), (0.1, 0.5), strict=True):
         # Adam's first step has the length of the rate
         assert torch.allclose(1 - model.matrix, torch.tensor(lr), atol=1e-5)
+
+
+# --- the mean of the weights ----------------------------------------------------------------------
+
+
+def train(average, num_steps=8, from_step=0, state=None, model=None):
+    """The weights after each step, and in the end; the gradient alternates between two lengths."""
+    model = model or Weight()
+    optimizer = Optimizer({"model": model}, TrainingConfig(lr=0.1, average=average, final_lr=1.0,
+                                                           warmup=0.0), num_steps)
+    if state is not None:
+        optimizer.load_state_dict(state)
+    path, states = [], []
+    for step in range(from_step, num_steps):
+        optimizer.begin_step(step, lambda: "")
+        optimizer.backward((1 + step % 2) * model.sum())
+        optimizer.step()
+        path.append(model.matrix.detach().clone())
+        optimizer.end_step(step + 1)
+        states.append(copy.deepcopy((optimizer.state_dict(), model)))
+    return path, model.matrix.detach(), states
+
+
+@pytest.mark.parametrize(("average", "averaged"), [(1.0, 8), (0.75, 6), (0.5, 4), (0.1, 1)])
+def test_the_result_is_the_mean_of_the_last_weights(average, averaged):
+    path, result, _ = train(average)
+    assert torch.allclose(result, torch.stack(path[-averaged:]).mean(0), atol=1e-6)
+    steps = [after - before for before, after in pairwise(path)]
+    assert all((step < -1e-3).all() for step in steps)  # until then no weight was averaged
+
+
+def test_without_averaging_the_last_weights_are_the_result():
+    path, result, states = train(0.0)
+    assert torch.equal(result, path[-1])
+    assert "mean" not in states[-1][0]["state"][0]
+
+
+@pytest.mark.parametrize("saved", [1, 3, 6])
+def test_a_mean_that_was_saved_half_way_goes_on(saved):
+    _, whole, states = train(0.75)
+    state, model = states[saved - 1]
+    _, resumed, _ = train(0.75, from_step=saved, state=state, model=model)
+    assert torch.equal(resumed, whole)
 
 
 # --- one step ------------------------------------------------------------------------------------

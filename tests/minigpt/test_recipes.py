@@ -10,6 +10,7 @@ from minigpt.lora import LoraConfig
 from minigpt.options import parse
 from minigpt.recipes import (
     ADVANTAGE_SETTINGS,
+    COSINE,
     LOSS_SETTINGS,
     RECIPES,
     SIZES,
@@ -85,10 +86,10 @@ def method_recipes(monkeypatch):
 def test_every_loss_and_every_advantage_but_the_first_has_a_recipe():
     assert LOSS_SETTINGS.keys() == {*LOSSES, "kto"} - {"dpo"}
     assert ADVANTAGE_SETTINGS.keys() == GROUP_ADVANTAGES.keys()
-    for option, config, of_methods in (("loss", "DPOConfig", LOSS_SETTINGS),
-                                       ("advantage", "PPOConfig", ADVANTAGE_SETTINGS)):
-        for name, settings in of_methods.items():
-            assert RECIPES[name] == Recipe(option, {config: settings | SIZES.get(name, {})}, name)
+    for name, settings in LOSS_SETTINGS.items():
+        assert RECIPES[name] == Recipe("loss", {"DPOConfig": COSINE | settings}, name)
+    for name, settings in ADVANTAGE_SETTINGS.items():
+        assert RECIPES[name] == Recipe("advantage", {"PPOConfig": settings | SIZES[name]}, name)
 
 
 def test_a_recipe_is_in_use_if_its_option_has_its_value_or_any():
