@@ -43,11 +43,11 @@ class DPOConfig(EpochConfig):
     lr: float = option(1e-4, "peak learning rate", above=0)
     final_lr: float = option(1.0, "learning rate at the end of the cosine decay, over its peak (1: "
                                   "no decay)", at_least=0, at_most=1)
-    average: float = option(0.75, "share of the steps, the last ones, over which the weights are "
+    average: float = option(1.0, "share of the steps, the last ones, over which the weights are "
                                   "averaged; their mean is the result (0: the weights at the end)",
                             at_least=0, at_most=1)
     batch_size: int = option(32, "pairs in one optimizer step", at_least=1)
-    beta: float = option(2.0, "strength of the pull to the reference; a lower beta lets the policy "
+    beta: float = option(1.5, "strength of the pull to the reference; a lower beta lets the policy "
                               "go further", above=0)
     label_smoothing: float = option(0.1, "cdpo, robust_dpo: the share of the labels that is taken "
                                          "to be wrong", at_least=0, below=0.5)

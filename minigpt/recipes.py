@@ -116,7 +116,7 @@ RECIPES |= {name: Recipe("loss", {"DPOConfig": COSINE | settings}, name)
 RECIPES |= {name: Recipe("advantage", {"PPOConfig": settings | SIZES[name]}, name)
             for name, settings in ADVANTAGE_SETTINGS.items()}
 RECIPES["gae"] = Recipe("advantage", {"PPOConfig": {"samples_per_prompt": 4}}, "gae")
-RECIPES["lora"] = Recipe("lora_rank", {"DPOConfig": {"lr": Times(10), **COSINE},
+RECIPES["lora"] = Recipe("lora_rank", {"DPOConfig": {"lr": Times(10)},
                                        "PPOConfig": {"lr": Times(10 / 3)}})
 
 
