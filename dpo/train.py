@@ -18,7 +18,7 @@ from minigpt.lora import as_reference, checked_models, recipes_of
 from minigpt.options import option
 from minigpt.protocol import Model
 from minigpt.recipes import with_recipes
-from minigpt.settings import EpochConfig, name_of
+from minigpt.settings import AVERAGE, FINAL_LR, EpochConfig, name_of
 from minigpt.training import TrainingLoop
 
 # What to do about each sign of collapse, by the figure that shows it.  Tried on 23 and on 705 rows
@@ -35,17 +35,19 @@ KTO_WEIGHTS = ("desirable_weight", "undesirable_weight")
 
 @dataclass
 class DPOConfig(EpochConfig):
-    """The settings of DPO, and their defaults; those of other losses: minigpt/recipes.py."""
+    """The settings of DPO, and their defaults; those of other losses: minigpt/recipes.py.
+
+    The learning rate stays at its peak, and the policy is the mean of the weights over all steps:
+    the pairs push every step the same way, while what a step does to texts that no pair contains is
+    random, and averages out (lessons/notes/family.md).
+    """
 
     loss: str = option("dpo", "which loss (kto: on rows labelled good or bad, or on pairs taken "
                               "apart)", choices=(*LOSSES, "kto"))
     num_epochs: int = option(1, "passes over the pairs", at_least=1)
     lr: float = option(1e-4, "peak learning rate", above=0)
-    final_lr: float = option(1.0, "learning rate at the end of the cosine decay, over its peak (1: "
-                                  "no decay)", at_least=0, at_most=1)
-    average: float = option(1.0, "share of the steps, the last ones, over which the weights are "
-                                  "averaged; their mean is the result (0: the weights at the end)",
-                            at_least=0, at_most=1)
+    final_lr: float = option(1.0, FINAL_LR, at_least=0, at_most=1)
+    average: float = option(1.0, AVERAGE, at_least=0, at_most=1)
     batch_size: int = option(32, "pairs in one optimizer step", at_least=1)
     beta: float = option(1.5, "strength of the pull to the reference; a lower beta lets the policy "
                               "go further", above=0)

@@ -9,6 +9,9 @@ from minigpt.options import Settings, option
 from minigpt.seeding import LARGEST_SEED
 
 PRECISION = "arithmetic of matrix products (auto: bfloat16 where the CPU or GPU has it)"
+FINAL_LR = "learning rate at the end of the cosine decay, over its peak (1: it stays there)"
+AVERAGE = "share of the steps, the last ones, over which the weights are averaged; the result is " \
+          "their mean (0: the weights at the end)"
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
@@ -29,11 +32,8 @@ class TrainingConfig(Settings):
                              at_least=1)
     warmup: float = option(0.05, "share of the steps over which the learning rate rises from 0",
                            at_least=0, at_most=1)
-    final_lr: float = option(0.0, "learning rate at the end of the cosine decay, over its peak",
-                             at_least=0, at_most=1)
-    average: float = option(0.0, "share of the steps, the last ones, over which the weights are "
-                                 "averaged; their mean is the result (0: the weights at the end)",
-                            at_least=0, at_most=1)
+    final_lr: float = option(0.0, FINAL_LR, at_least=0, at_most=1)
+    average: float = option(0.0, AVERAGE, at_least=0, at_most=1)
     weight_decay: float = option(0.0, "AdamW's weight decay (of matrices only)", at_least=0)
     max_grad_norm: float = option(1.0, "clip each model's gradient to this norm (0: do not clip)",
                                   at_least=0)
