@@ -76,7 +76,8 @@ def dpo_train(policy: Model, reference: Model | None, rows: Sequence[Mapping],
         loss: a name in dpo.loss.LOSSES, "kto" (see dpo/kto.py), or a function that returns
             (loss, metrics).  It is passed what its parameters' names ask for: policy_chosen_logps,
             ref_chosen_logps, chosen_lengths, beta, ... (TENSORS and HYPERPARAMETERS).  A setting
-            with a default of its own keeps it, unless it is given here.
+            with a default of its own keeps it, unless it is given here.  The settings of a function
+            are by default those of "dpo", averaging included.
         lr, beta: by default those of the loss's recipe.
 
     A policy that was compiled or wrapped (DataParallel) is trained as the model inside.

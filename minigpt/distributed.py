@@ -140,6 +140,10 @@ class Replicas:
     def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         """Restore what `optimizer_state` returned."""
         optimizer.load_state_dict(state)
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        for index, own in state["state"].items():
+            if "mean" in own:  # torch has cast it to the precision of the weight
+                optimizer.state[weights[index]]["mean"] = own["mean"].to(weights[index].device)
 
 
 class Shards:
@@ -191,7 +195,6 @@ class Shards:
         options = state_dict.StateDictOptions(full_state_dict=True)
         state_dict.set_optimizer_state_dict(self.models, optimizer, state, options=options)
         for weight, own in optimizer.state.items():  # torch splits only what AdamW itself keeps
-            for name, value in own.items():
-                if isinstance(weight, DTensor) and not isinstance(value, DTensor) \
-                        and value.shape == weight.shape:
-                    own[name] = distribute_tensor(value, weight.device_mesh, weight.placements)
+            if isinstance(weight, DTensor) and "mean" in own:
+                whole = own["mean"].to(torch.promote_types(weight.dtype, torch.float32))
+                own["mean"] = distribute_tensor(whole, weight.device_mesh, weight.placements)

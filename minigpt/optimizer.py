@@ -1,4 +1,6 @@
-"""AdamW with warm-up and decay, gradient clipping, and precision; for several processes, too."""
+"""AdamW with warm-up and decay, clipping, averaged weights, and precision; also for several
+processes.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -90,16 +92,19 @@ class Optimizer:
 
     @torch.no_grad()
     def end_step(self, steps: int) -> None:
-        """After so many steps: average the weights over the last ones, if config.average says so.
+        """Average the weights over the last steps, as config.average says; `steps` are done.
 
         When the run ends, their mean takes the weights' place (Polyak and Juditsky 1992,
-        doi:10.1137/0330046; Izmailov et al. 2018, arXiv:1803.05407).  It is kept, and saved, beside
-        AdamW's moments.
+        doi:10.1137/0330046; Izmailov et al. 2018, arXiv:1803.05407).  The mean is kept, and saved,
+        beside AdamW's moments, in float32 at least: it moves by too little for bfloat16.
         """
         averaged = steps - round((1 - self.config.average) * self.num_steps)
         if averaged > 0:
             for weight, state in self.adamw.state.items():
-                mean = state.setdefault("mean", weight.clone()).lerp_(weight, 1 / averaged)
+                precise = weight.to(torch.promote_types(weight.dtype, torch.float32))
+                if "mean" not in state:
+                    state["mean"] = precise.clone()
+                mean = state["mean"].lerp_(precise, 1 / averaged)
                 if steps == self.num_steps:
                     weight.copy_(mean)
 

@@ -7,7 +7,7 @@ little world.  Other data, losses and adapters want other settings:
     few rows   --data FILE   a file of one's own, with hundreds of rows instead of thousands
     ipo, ...   --loss ipo    what another loss, or --advantage, wants to train well
     lora       --lora-rank   adapters want a higher learning rate than whole weights
-    rounds     --rounds      each round of DPO is short: its mean would be only half-way
+    rounds     --rounds      each round of DPO is short: a mean would lag behind its last weights
     lesson                   the lessons' small model (173,888 weights) and eight facts; pinned in
                              full, so that a change of the defaults changes no article
 
@@ -54,9 +54,10 @@ class Times(NamedTuple):
         return int(product) if isinstance(value, int) else product
 
 
-# For DPOConfig, which averages: the learning rate falls to 0, and the last weights are the result.
+# Undoes DPO's averaging: the learning rate falls to 0, and the last weights are the result.
 COSINE = {"final_lr": 0.0, "average": 0.0}
 RECIPES = {
+    "rounds": Recipe("rounds", {"DPOConfig": {"beta": 2.0, **COSINE}}),
     "quick": Recipe("quick", {
         "WorldConfig": {"facts": 8, "plain_rows": 1700, "sft_rows": 3500, "preference_rows": 800,
                         "heldout_rows": 300},
@@ -86,7 +87,6 @@ RECIPES = {
         "DPOConfig": {"num_epochs": 1, "lr": 1e-4, "beta": 2.0, "batch_size": 32,
                       "precision": "float32", **COSINE},
     }),
-    "rounds": Recipe("rounds", {"DPOConfig": {"beta": 2.0, **COSINE}}),
 }
 # Of DPOConfig for each loss but DPO's own, and of PPOConfig for each advantage but GAE: the best of
 # a few that were tried on seeds that the tables leave out (lessons/notes/family.md).

@@ -98,7 +98,8 @@ class RunFolder:
 
     def _check_room(self, models: Mapping[str, nn.Module]) -> None:
         weights = sum(p.numel() for model in models.values() for p in model.parameters())
-        needed = 2 * 4 * 4 * weights  # two checkpoints of weights, two moments, a mean, in float32
+        numbers = 4 if self.identity.get("average") else 3  # weight, two moments, a mean
+        needed = 2 * numbers * 4 * weights  # two checkpoints, in float32
         free = shutil.disk_usage(self.path).free
         if free < needed:
             raise UserError(f"{self.path}: this disk has {free / 1e6:.0f} MB free, and checkpoints "

@@ -10,8 +10,8 @@ from minigpt.seeding import LARGEST_SEED
 
 PRECISION = "arithmetic of matrix products (auto: bfloat16 where the CPU or GPU has it)"
 FINAL_LR = "learning rate at the end of the cosine decay, over its peak (1: it stays there)"
-AVERAGE = "share of the steps, the last ones, over which the weights are averaged; the result is " \
-          "their mean (0: the weights at the end)"
+AVERAGE = "share of the steps (PPO: episodes), the last ones, over which the weights are " \
+          "averaged; the result is their mean (0: the weights at the end)"
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 

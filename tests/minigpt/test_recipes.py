@@ -1,5 +1,6 @@
 import pytest
 
+from data.task import RowsConfig
 from data.world import WorldConfig
 from dpo import LOSSES
 from dpo.rounds import OnlineConfig
@@ -88,8 +89,19 @@ def test_every_loss_and_every_advantage_but_the_first_has_a_recipe():
     assert ADVANTAGE_SETTINGS.keys() == GROUP_ADVANTAGES.keys()
     for name, settings in LOSS_SETTINGS.items():
         assert RECIPES[name] == Recipe("loss", {"DPOConfig": COSINE | settings}, name)
+        chosen = with_recipes(DPOConfig, (name,))
+        assert (chosen.final_lr, chosen.average) == (0.0, 0.0)
     for name, settings in ADVANTAGE_SETTINGS.items():
         assert RECIPES[name] == Recipe("advantage", {"PPOConfig": settings | SIZES[name]}, name)
+
+
+@pytest.mark.parametrize(("typed", "beta", "averages"), [
+    ([], 1.5, True), (["--rounds", "2"], 2.0, False), (["--data", "rows.jsonl"], 1.0, False),
+    (["--data", "rows.jsonl", "--rounds", "2"], 1.0, False), (["--lora-rank", "4"], 1.5, True),
+    (["--rounds", "2", "--loss", "ipo"], 0.2, False)])
+def test_rounds_own_rows_and_other_losses_do_without_averaging(typed, beta, averages):
+    config, *_ = parse("", typed, DPOConfig, OnlineConfig, RowsConfig, LoraConfig)
+    assert (config.beta, config.final_lr, config.average) == (beta, averages, averages)
 
 
 def test_a_recipe_is_in_use_if_its_option_has_its_value_or_any():
