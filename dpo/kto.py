@@ -7,7 +7,7 @@ from torch import Tensor
 
 from data.examples import unpaired_examples
 from dpo.loss import kto_loss
-from dpo.train import KTO_WEIGHTS, DPOConfig, check_used
+from dpo.train import KTO_WEIGHTS, DPOConfig, check_used, imitation_loss
 from minigpt import distributed
 from minigpt.batching import Batch, Batches
 from minigpt.errors import UserError
@@ -52,8 +52,9 @@ def kto_train(policy: Model, reference: Model | None, rows: Sequence[Mapping],
                 logps = response_logps(policy, batch)[:, 0]      # (B,)
                 loss, metrics = kto_loss(logps, ref_logps[batch.indices], labels[batch.indices], z,
                                          config.beta, desirable_weight, undesirable_weight)
-            optimizer.backward(batch.weight * loss)
-            log.add({"loss": loss, **metrics}, batch.weight)
+                imitation = imitation_loss(logps, batch.response_lengths[:, 0])
+            optimizer.backward(batch.weight * (loss + config.sft_weight * config.beta * imitation))
+            log.add({"loss": loss, "sft_loss": imitation, **metrics}, batch.weight)
         grad_norm = optimizer.step()                             # clip, step, clear
         log.write({"grad_norm": grad_norm})
     return loop.gathered("policy").eval(), log.history["loss"], log.history["rewards/signed"]

@@ -46,7 +46,6 @@ def dpo_rounds(policy: Model, reference: Model | None, prompts: Sequence[str], j
     """Train `policy` in place, in online.rounds rounds, each with the settings of `config`.
 
     judge: (prompts, responses) -> scores.  Returns what `dpo_train` does, for all rounds.
-    The command's settings for rounds are DPOConfig(**recipe("rounds", DPOConfig)).
     Raises UserError if no prompt of a round has two answers that differ in score.
     """
     def make_rows(seed: int) -> tuple[list[dict[str, str]], int]:

@@ -18,7 +18,7 @@ from minigpt.lora import as_reference, checked_models, recipes_of
 from minigpt.options import option
 from minigpt.protocol import Model
 from minigpt.recipes import with_recipes
-from minigpt.settings import AVERAGE, FINAL_LR, EpochConfig, name_of
+from minigpt.settings import EpochConfig, name_of
 from minigpt.training import TrainingLoop
 
 # What to do about each sign of collapse, by the figure that shows it.  Tried on 23 and on 705 rows
@@ -37,19 +37,15 @@ KTO_WEIGHTS = ("desirable_weight", "undesirable_weight")
 class DPOConfig(EpochConfig):
     """The settings of DPO, and their defaults; those of other losses: minigpt/recipes.py.
 
-    The learning rate stays at its peak, and the policy is the mean of the weights over all steps:
-    the pairs push every step the same way, while what a step does to texts that no pair contains is
-    random, and averages out (lessons/notes/family.md).
+    What is minimised is  loss + sft_weight beta imitation  (`imitation_loss`).
     """
 
     loss: str = option("dpo", "which loss (kto: on rows labelled good or bad, or on pairs taken "
                               "apart)", choices=(*LOSSES, "kto"))
     num_epochs: int = option(1, "passes over the pairs", at_least=1)
     lr: float = option(1e-4, "peak learning rate", above=0)
-    final_lr: float = option(1.0, FINAL_LR, at_least=0, at_most=1)
-    average: float = option(1.0, AVERAGE, at_least=0, at_most=1)
     batch_size: int = option(32, "pairs in one optimizer step", at_least=1)
-    beta: float = option(1.5, "strength of the pull to the reference; a lower beta lets the policy "
+    beta: float = option(2.0, "strength of the pull to the reference; a lower beta lets the policy "
                               "go further", above=0)
     label_smoothing: float = option(0.1, "cdpo, robust_dpo: the share of the labels that is taken "
                                          "to be wrong", at_least=0, below=0.5)
@@ -57,6 +53,8 @@ class DPOConfig(EpochConfig):
                              "weight of the odds ratio", at_least=0)
     gamma: float = option(0.5, "simpo: the margin that is asked for", at_least=0)
     nll_weight: float = option(1.0, "dpo_nll: weight of imitating the chosen response", at_least=0)
+    sft_weight: float = option(0.0, "weight of imitating the responses, chosen and rejected "
+                                    "alike, times beta, beside the loss", at_least=0)
     desirable_weight: float | None = option(None, "kto: weight of good rows (by default such that "
                                                   "both kinds count the same)", above=0)
     undesirable_weight: float | None = option(None, "kto: weight of bad rows", above=0)
@@ -76,8 +74,7 @@ def dpo_train(policy: Model, reference: Model | None, rows: Sequence[Mapping],
         loss: a name in dpo.loss.LOSSES, "kto" (see dpo/kto.py), or a function that returns
             (loss, metrics).  It is passed what its parameters' names ask for: policy_chosen_logps,
             ref_chosen_logps, chosen_lengths, beta, ... (TENSORS and HYPERPARAMETERS).  A setting
-            with a default of its own keeps it, unless it is given here.  The settings of a function
-            are by default those of "dpo", averaging included.
+            with a default of its own keeps it, unless it is given here.
         lr, beta: by default those of the loss's recipe.
 
     A policy that was compiled or wrapped (DataParallel) is trained as the model inside.
@@ -114,12 +111,22 @@ def dpo_train(policy: Model, reference: Model | None, rows: Sequence[Mapping],
                 policy_logps = response_logps(policy, batch)     # (B, 2)
                 given = arguments(asked, batch, policy_logps, ref_logps[batch.indices], config)
                 value, metrics = checked_result(loss_function(**given))
-            optimizer.backward(batch.weight * value)
-            log.add({"loss": value, **metrics}, batch.weight)
+                imitation = imitation_loss(policy_logps, batch.response_lengths)
+            optimizer.backward(batch.weight * (value + config.sft_weight * config.beta * imitation))
+            log.add({"loss": value, "sft_loss": imitation, **metrics}, batch.weight)
         grad_norm = optimizer.step()                             # clip, step, clear
         log.write({"grad_norm": grad_norm})
     margins = log.history.get("rewards/margins", [])
     return loop.gathered("policy").eval(), log.history["loss"], margins
+
+
+def imitation_loss(policy_logps: Tensor, lengths: Tensor) -> Tensor:
+    """- mean of log pi(y|x) / |y| over all responses, in nats per token: (...), (...) -> 0-d.
+
+    SFT's loss on chosen and rejected responses alike, except that each counts the same whatever its
+    length.
+    """
+    return -(policy_logps / lengths).mean()
 
 
 def arguments(asked: Sequence[str], batch: Batch, policy_logps: Tensor, ref_logps: Tensor,

@@ -88,9 +88,9 @@ def parse(description: str, argv: Sequence[str] | None, *configs: type,
     """One instance of each dataclass in `configs`, filled from the command line.
 
     A field that two of them share is one option.  What the user typed wins over the recipes of
-    --quick, --data and --rounds (minigpt/recipes.py), these win over `defaults`, and these over the
-    fields' own.  So do the recipes of a method (--loss simpo), which win over the others.  The
-    recipes in use are printed with what they set.
+    --quick and --data (minigpt/recipes.py), these win over `defaults`, and these over the fields'
+    own.  So do the recipes of a method (--loss simpo), which win over the others.  The recipes in
+    use are printed with what they set.
     """
     parser = _parser(description, configs)
     parser.set_defaults(**defaults)

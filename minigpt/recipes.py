@@ -1,13 +1,14 @@
 """Named recipes: every setting that --quick, --data or a method changes, in one table.
 
 The defaults beside the options (`DPOConfig`, `WorldConfig`, ...) are the recipe for the whole
-little world.  Other data, losses and adapters want other settings:
+little world, but for DPO's, which leave its loss as it is in the paper.  Other data, losses and
+adapters want other settings:
 
     quick      --quick       eight facts of the world and little data: a look at everything
+    world      --loss dpo    DPO on the world's own pairs: averaged, and with imitation (dpo/train.py)
     few rows   --data FILE   a file of one's own, with hundreds of rows instead of thousands
     ipo, ...   --loss ipo    what another loss, or --advantage, wants to train well
     lora       --lora-rank   adapters want a higher learning rate than whole weights
-    rounds     --rounds      each round of DPO is short: a mean would lag behind its last weights
     lesson                   the lessons' small model (173,888 weights) and eight facts; pinned in
                              full, so that a change of the defaults changes no article
 
@@ -31,11 +32,13 @@ class Recipe(NamedTuple):
     option: str                         # the option that puts it to use, if there is one
     settings: dict[str, dict[str, Any]]  # the name of a dataclass of settings -> what it changes
     value: str | None = None            # of the option (None: any)
+    unless: tuple[str, ...] = ()        # other options that put it out of use
 
     def is_used(self, options: Mapping[str, Any]) -> bool:
         """Whether these options ask for it."""
         given = options.get(self.option)
-        return given == self.value if self.value is not None else bool(given)
+        asked = given == self.value if self.value is not None else bool(given)
+        return asked and not any(options.get(name) for name in self.unless)
 
     @property
     def flag(self) -> str:
@@ -54,10 +57,7 @@ class Times(NamedTuple):
         return int(product) if isinstance(value, int) else product
 
 
-# Undoes DPO's averaging: the learning rate falls to 0, and the last weights are the result.
-COSINE = {"final_lr": 0.0, "average": 0.0}
 RECIPES = {
-    "rounds": Recipe("rounds", {"DPOConfig": {"beta": 2.0, **COSINE}}),
     "quick": Recipe("quick", {
         "WorldConfig": {"facts": 8, "plain_rows": 1700, "sft_rows": 3500, "preference_rows": 800,
                         "heldout_rows": 300},
@@ -74,7 +74,7 @@ RECIPES = {
                          "reads": "phrases"},
         "PPOConfig": {"kl_coeff": 2.0},
         "DPOConfig": {"loss": "dpo_nll", "num_epochs": 3, "lr": 3e-4, "batch_size": 8,
-                      "beta": 1.0, **COSINE},
+                      "beta": 1.0},
     }),
     "lesson": Recipe("", {
         "WorldConfig": {"facts": 8, "plain_rows": 6000, "sft_rows": 8000, "preference_rows": 8000,
@@ -85,8 +85,13 @@ RECIPES = {
         "PPOConfig": {"num_episodes": 60, "samples_per_prompt": 1, "minibatch_size": 64,
                       "lr": 3e-4, "kl_coeff": 0.5, "kl_penalty": "sampled", "max_new_tokens": 64},
         "DPOConfig": {"num_epochs": 1, "lr": 1e-4, "beta": 2.0, "batch_size": 32,
-                      "precision": "float32", **COSINE},
+                      "final_lr": 0.0, "average": 0.0, "precision": "float32"},
     }),
+    # A pair says nothing about texts that it does not contain, and each step moves them at random.
+    # Here they are held where they are, at no cost: the policy is the mean of the weights over all
+    # steps, and both responses of a pair are imitated, since the same people wrote them all.
+    "world": Recipe("loss", {"DPOConfig": {"beta": 1.0, "sft_weight": 0.5, "final_lr": 1.0,
+                                           "average": 1.0}}, "dpo", unless=("data", "rounds")),
 }
 # Of DPOConfig for each loss but DPO's own, and of PPOConfig for each advantage but GAE: the best of
 # a few that were tried on seeds that the tables leave out (lessons/notes/family.md).
@@ -113,7 +118,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "rloo": {"batch_size": Times(0.5), "num_episodes": Times(1.5)},
     "grpo": {"minibatch_size": 64},
 }
-RECIPES |= {name: Recipe("loss", {"DPOConfig": COSINE | settings}, name)
+RECIPES |= {name: Recipe("loss", {"DPOConfig": settings}, name)
             for name, settings in LOSS_SETTINGS.items()}
 RECIPES |= {name: Recipe("advantage", {"PPOConfig": settings | SIZES[name]}, name)
             for name, settings in ADVANTAGE_SETTINGS.items()}

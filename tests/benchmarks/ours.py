@@ -11,7 +11,6 @@ import torch
 
 from dpo import dpo_train, kto_train
 from minigpt import MiniGPT
-from minigpt.recipes import COSINE
 from minigpt.sampling import sample_ids
 from ppo import ppo_training
 from reward import RewardModel, train_reward_model
@@ -58,7 +57,7 @@ def work_of(stage: str, data: str | None, bf16: bool) -> tuple[Work, int]:
                                           **settings), len(rows)
     if stage == "dpo":
         return lambda: dpo_train(model, twin, rows, num_epochs=1, batch_size=16, beta=0.1,
-                                 **COSINE, **settings), len(rows)
+                                 **settings), len(rows)
     if stage == "kto":
         labelled = labelled_rows(rows)
         return lambda: kto_train(model, twin, labelled, num_epochs=1, batch_size=32, beta=0.1,

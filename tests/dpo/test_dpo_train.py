@@ -14,7 +14,7 @@ from dpo.evaluate import implicit_rewards
 from dpo.train import HYPERPARAMETERS, TENSORS, DPOConfig, needs_reference
 from minigpt import sequence_logps
 from minigpt.options import parse
-from minigpt.recipes import COSINE, RECIPES, Recipe
+from minigpt.recipes import RECIPES, Recipe, recipe
 from minigpt.run_folder import read_history
 from reward import train_reward_model
 from sft import sft_train
@@ -107,18 +107,46 @@ def test_trained_policy_reaches_the_closed_form_log_ratios(make_model, copy_of):
                                rtol=0, atol=0.1)
 
 
-@pytest.mark.parametrize("accumulate", [2, 5])
+@pytest.mark.parametrize(("accumulate", "sft_weight"), [(2, 0.0), (5, 0.0), (5, 2.0)])
 def test_accumulated_gradients_give_the_weights_of_the_whole_batch(make_model, copy_of, make_pairs,
-                                                                   accumulate):
+                                                                   accumulate, sft_weight):
     reference, logs, policies = make_model(spread=1), [], []
     for parts in (1, accumulate):
         policy, losses, _ = dpo_train(copy_of(reference), reference, make_pairs(30), 2, 1e-4, 0.1,
-                                      batch_size=10, accumulate=parts, precision="float32")
+                                      batch_size=10, accumulate=parts, precision="float32",
+                                      sft_weight=sft_weight)
         policies.append(policy)
         logs.append(losses)
     for whole, parts in zip(policies[0].parameters(), policies[1].parameters(), strict=True):
         torch.testing.assert_close(parts, whole, rtol=0, atol=1e-6)
     assert logs[1] == pytest.approx(logs[0], abs=1e-5)
+
+
+def test_imitation_by_hand(make_model, copy_of, make_pairs, tmp_path):
+    """Of all responses, each by its own length, times sft_weight and beta; at a rate of 0."""
+    reference, rows = make_model(spread=1), make_pairs(6)
+    texts = [(row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")]
+    logps = sequence_logps(reference, *map(list, zip(*texts, strict=True)))
+    lengths = torch.tensor([len(text.encode()) + 1 for _, text in texts])       # and EOS
+    expected = float(-(logps / lengths).mean())
+    policy = copy_of(reference)
+    dpo_train(policy, reference, rows, lr=1e-9, batch_size=6, out=str(tmp_path), sft_weight=1.0,
+              precision="float32")
+    assert read_history(tmp_path)["sft_loss"][0] == pytest.approx(expected, abs=1e-5)
+    assert read_history(tmp_path)["loss"][0] == pytest.approx(math.log(2), abs=1e-4)  # alone
+
+
+@pytest.mark.parametrize("loss", ["dpo", "kto"])
+def test_imitation_makes_good_and_bad_responses_more_likely(make_model, copy_of, make_pairs, loss):
+    reference, rows = make_model(spread=1), make_pairs(20)
+
+    def gains(sft_weight):
+        policy, _, _ = dpo_train(copy_of(reference), reference, rows, 5, 3e-3, 0.5, loss=loss,
+                                 batch_size=10, sft_weight=sft_weight)
+        return torch.stack(implicit_rewards(policy, reference, rows, beta=1.0)).mean(1)
+
+    alone, imitating = gains(0.0), gains(30.0)
+    assert alone[1] < 0 < imitating[1] and imitating[0] > alone[0]
 
 
 def test_same_seed_same_bits_and_another_seed_others(make_model, copy_of, make_pairs,
@@ -278,8 +306,7 @@ def test_a_partial_function_and_a_module_are_losses(make_model, copy_of, make_pa
             return simpo_loss(policy_chosen_logps, policy_rejected_logps, chosen_lengths,
                               rejected_lengths, beta, gamma)
 
-    start, rows = make_model(), make_pairs(8)
-    settings = {"lr": 1e-3, "beta": 3.0, "batch_size": 4, **COSINE}
+    start, rows, settings = make_model(), make_pairs(8), {"lr": 1e-3, "beta": 3.0, "batch_size": 4}
     expected, *figures = dpo_train(copy_of(start), None, rows, loss="simpo", gamma=0.25, **settings)
     for loss in (partial(simpo_loss, gamma=0.25), Weighted()):
         found, *others = dpo_train(copy_of(start), None, rows, loss=loss, **settings)
@@ -354,11 +381,13 @@ def test_a_loss_by_its_name_has_the_settings_of_its_recipe_unless_given(
 # --- defaults -------------------------------------------------------------------------------------
 
 
-def test_without_settings_it_does_what_the_command_does(make_model, copy_of, make_pairs,
-                                                        weights_equal):
+@pytest.mark.parametrize(("typed", "settings"), [
+    (["--loss", "hinge"], {"loss": "hinge"}), ([], recipe("world", DPOConfig))])
+def test_it_does_what_the_command_does(make_model, copy_of, make_pairs, weights_equal, typed,
+                                       settings):
     reference, rows = make_model(), make_pairs(40)
-    (command,) = parse("", [], DPOConfig)
-    policy, losses, margins = dpo_train(copy_of(reference), reference, rows)
+    (command,) = parse("", typed, DPOConfig)
+    policy, losses, margins = dpo_train(copy_of(reference), reference, rows, **settings)
     as_commanded, *expected = dpo_train(copy_of(reference), reference, rows, **vars(command))
     assert weights_equal(policy, as_commanded) and [losses, margins] == expected
 

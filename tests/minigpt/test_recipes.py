@@ -11,7 +11,6 @@ from minigpt.lora import LoraConfig
 from minigpt.options import parse
 from minigpt.recipes import (
     ADVANTAGE_SETTINGS,
-    COSINE,
     LOSS_SETTINGS,
     RECIPES,
     SIZES,
@@ -88,20 +87,25 @@ def test_every_loss_and_every_advantage_but_the_first_has_a_recipe():
     assert LOSS_SETTINGS.keys() == {*LOSSES, "kto"} - {"dpo"}
     assert ADVANTAGE_SETTINGS.keys() == GROUP_ADVANTAGES.keys()
     for name, settings in LOSS_SETTINGS.items():
-        assert RECIPES[name] == Recipe("loss", {"DPOConfig": COSINE | settings}, name)
-        chosen = with_recipes(DPOConfig, (name,))
-        assert (chosen.final_lr, chosen.average) == (0.0, 0.0)
+        assert RECIPES[name] == Recipe("loss", {"DPOConfig": settings}, name)
     for name, settings in ADVANTAGE_SETTINGS.items():
         assert RECIPES[name] == Recipe("advantage", {"PPOConfig": settings | SIZES[name]}, name)
 
 
-@pytest.mark.parametrize(("typed", "beta", "averages"), [
-    ([], 1.5, True), (["--rounds", "2"], 2.0, False), (["--data", "rows.jsonl"], 1.0, False),
-    (["--data", "rows.jsonl", "--rounds", "2"], 1.0, False), (["--lora-rank", "4"], 1.5, True),
-    (["--rounds", "2", "--loss", "ipo"], 0.2, False)])
-def test_rounds_own_rows_and_other_losses_do_without_averaging(typed, beta, averages):
-    config, *_ = parse("", typed, DPOConfig, OnlineConfig, RowsConfig, LoraConfig)
-    assert (config.beta, config.final_lr, config.average) == (beta, averages, averages)
+@pytest.mark.parametrize(("typed", "used"), [
+    ([], True), (["--quick"], True), (["--loss", "dpo"], True), (["--lora-rank", "4"], True),
+    (["--rounds", "2"], False), (["--data", "rows.jsonl"], False), (["--loss", "ipo"], False),
+    (["--data", "rows.jsonl", "--loss", "dpo"], False)])
+def test_only_dpo_on_the_worlds_own_pairs_averages_and_imitates(typed, used):
+    config, *_ = parse("", typed, DPOConfig, OnlineConfig, RowsConfig, LoraConfig, CommandConfig)
+    added = {"sft_weight": 0.5, "final_lr": 1.0, "average": 1.0}
+    assert {name: getattr(config, name) for name in added} == \
+        (added if used else dict.fromkeys(added, 0.0))
+
+
+def test_dpo_train_leaves_the_loss_alone():
+    assert with_recipes(DPOConfig, ("dpo",)) == DPOConfig()
+    assert (DPOConfig.sft_weight, DPOConfig.final_lr, DPOConfig.average) == (0.0, 0.0, 0.0)
 
 
 def test_a_recipe_is_in_use_if_its_option_has_its_value_or_any():
@@ -132,8 +136,10 @@ def test_the_command_line_uses_and_prints_the_recipe_of_a_loss(method_recipes, c
     config, = parse("", ["--loss", "orpo"], DPOConfig)
     assert config == DPOConfig(loss="orpo", lam=0.75)
     assert capsys.readouterr().out == "recipe 'orpo' (--loss orpo): lam=0.75\n"
-    assert parse("", ["--loss", "dpo"], DPOConfig) == parse("", [], DPOConfig) == [DPOConfig()]
-    assert capsys.readouterr().out == ""
+    world = DPOConfig(beta=1.0, sft_weight=0.5, final_lr=1.0, average=1.0)
+    assert parse("", ["--loss", "dpo"], DPOConfig) == parse("", [], DPOConfig) == [world]
+    assert capsys.readouterr().out == 2 * ("recipe 'world' (--loss dpo): beta=1.0, sft_weight=0.5, "
+                                           "final_lr=1.0, average=1.0\n")
 
 
 def test_what_is_typed_wins_over_the_recipe_of_a_loss(method_recipes, capsys):
