@@ -5,7 +5,7 @@ little world, but for DPO's, which leave its loss as it is in the paper.  Other 
 adapters want other settings:
 
     quick      --quick       eight facts of the world and little data: a look at everything
-    world      --loss dpo    DPO on the world's own pairs: averaged, and with imitation (dpo/train.py)
+    world      --loss dpo    DPO on the world's own pairs: averaged weights, and imitation
     few rows   --data FILE   a file of one's own, with hundreds of rows instead of thousands
     ipo, ...   --loss ipo    what another loss, or --advantage, wants to train well
     lora       --lora-rank   adapters want a higher learning rate than whole weights
