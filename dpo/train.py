@@ -112,7 +112,8 @@ def dpo_train(policy: Model, reference: Model | None, rows: Sequence[Mapping],
                 given = arguments(asked, batch, policy_logps, ref_logps[batch.indices], config)
                 value, metrics = checked_result(loss_function(**given))
                 imitation = imitation_loss(policy_logps, batch.response_lengths)
-            optimizer.backward(batch.weight * (value + config.sft_weight * config.beta * imitation))
+            extra = config.sft_weight * config.beta * imitation  # 0 unless it is asked for
+            optimizer.backward(batch.weight * (value + extra))
             log.add({"loss": value, "sft_loss": imitation, **metrics}, batch.weight)
         grad_norm = optimizer.step()                             # clip, step, clear
         log.write({"grad_norm": grad_norm})

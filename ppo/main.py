@@ -32,6 +32,7 @@ from ppo.train import (
     ADVICE,
     PPOConfig,
     check_groups,
+    check_plain_text,
     ppo_training,
     prompts_of_rollout,
     signs_in_episode,
@@ -66,12 +67,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not (task.preferences or (command.init and rewards.reward)):
         raise UserError("--data holds prompts alone, so PPO needs a model to start from (--init) "
                         "and a reward model (--reward)")
+    check_plain_text(config, task.plain_text)
     start = starting_point(task, command, config)
     reward = reward_of(rewards, start, task, command, config)
     policy, reference = policy_and_reference(start, lora, config.seed)
     models, trained = models_in_memory(policy, reference, reward, config), weights_trained(policy)
     policy, _, _ = ppo_training(policy, reference, reward, task.prompts, measure=task.measure,
-                                **vars(config))
+                                plain_text=task.plain_text, **vars(config))
     policy, reference = merge_lora(policy), reference or start_again(command, config)
     out = Path(config.out)
     save_checkpoint(policy, out / "model.pt")
@@ -140,9 +142,11 @@ def token_figures(history: Mapping[str, Sequence[float]], task: Task,
     read = [after - before for before, after
             in zip([0, *history["num_tokens"]], history["num_tokens"], strict=False)]
     passes = [updates / minibatches for updates in history["val/updates"]]
+    of_texts = [tokens * updates * distributed.world_size() for tokens, updates
+                in zip(history.get("val/ptx_tokens", []), history["val/updates"], strict=False)]
     return {"answers_sampled": responses * len(read),
             "tokens_sampled": round(responses * sum(history["val/response_tokens"])),
-            "tokens_trained": round(sum(map(operator.mul, read, passes)))}
+            "tokens_trained": round(sum(map(operator.mul, read, passes)) + sum(of_texts))}
 
 
 def signs_in_training(history: Mapping[str, Sequence[float]], task: Task,

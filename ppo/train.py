@@ -4,7 +4,8 @@
                     pays for its KL to the reference
     2. advantages   what came of each token, compared with what the value model expected; or of each
                     answer, compared with the other answers to its prompt, without a value model
-    3. update       a few epochs of minibatches: clipped losses, backward, step
+    3. update       a few epochs of minibatches: clipped losses, backward, step; if there is plain
+                    text, each step imitates some of it as well (ppo/plain_text.py)
 """
 
 import copy
@@ -28,6 +29,7 @@ from minigpt.metrics import masked_mean
 from minigpt.options import option
 from minigpt.protocol import Model
 from minigpt.recipes import with_recipes
+from minigpt.run_folder import digest
 from minigpt.sampling import sample_ids
 from minigpt.seeding import seeded
 from minigpt.settings import TrainingConfig, name_of
@@ -36,6 +38,7 @@ from minigpt.weights import check_apart, unwrapped
 from ppo.advantages import gae, grpo_advantages, rloo_advantages, rloo_to_go, whiten
 from ppo.loss import ppo_loss, value_loss
 from ppo.metrics import UpdateMetrics, explained_variance, rollout_metrics
+from ppo.plain_text import PlainText
 from ppo.rollout import Experience, KLEstimator, Rollout, RolloutMaker, Sampler
 from reward.combine import AnyReward, Reward, as_reward
 from reward.model import RewardModel
@@ -90,6 +93,8 @@ class PPOConfig(TrainingConfig):
     value_coeff: float = option(0.5, "weight of the value loss", at_least=0)
     gamma: float = option(1.0, "discount", at_least=0, at_most=1)
     lam: float = option(0.95, "lambda of GAE", at_least=0, at_most=1)
+    ptx_coeff: float = option(0.3, "weight of imitating plain text in each optimizer step, if "
+                                   "there is any (PPO-ptx)", at_least=0)
     whiten: bool = option(True, "scale GAE's advantages to mean 0 and standard deviation 1")
     missing_eos_penalty: float = option(1.0, "subtracted from the score of a response that does "
                                              "not end", at_least=0)
@@ -104,6 +109,7 @@ def ppo_training(policy: Model, reference: Model | None, reward: AnyReward,
                  advantage: Advantage = "gae", value_model: RewardModel | None = None,
                  kl_estimator: KLEstimator = kl_k1,
                  sample: Sampler = sample_ids, measure: Measure | None = None,
+                 plain_text: Sequence[str] = (),
                  **options) -> tuple[Model, list[float], list[float]]:
     """Train `policy` in place against `reward`; options: the fields of PPOConfig.
 
@@ -122,6 +128,7 @@ def ppo_training(policy: Model, reference: Model | None, reward: AnyReward,
         kl_estimator: (logps, ref_logps) -> the KL that each token pays for; see minigpt/kl.py.
         sample: draws the responses, called as minigpt.sampling.sample_ids is.
         measure: (prompts, texts) -> figures of each rollout to log; nothing learns from them.
+        plain_text: what the base model read, say; each step imitates some, with weight ptx_coeff.
 
     A model that was compiled or wrapped (DataParallel) is used as the model inside.
     Returns the policy (in eval mode), and for each episode the mean score and the mean KL to the
@@ -153,6 +160,9 @@ def ppo_training(policy: Model, reference: Model | None, reward: AnyReward,
     elif value_model is not None:
         raise ValueError(f"advantage={name_of(advantage)!r} has no use for a value_model: only "
                          "'gae' has")
+    check_plain_text(config, plain_text)
+    texts = PlainText(plain_text, policy.max_seq_len, config.minibatch_size, config.seed) \
+        if plain_text and config.ptx_coeff else None
     roll_out = RolloutMaker(reference, reward, config.max_new_tokens, config.missing_eos_penalty,
                             config.samples_per_prompt, kl_estimator, sample)
     loop = TrainingLoop(models, config, batches, config.num_episodes, frozen=[reference, reward],
@@ -160,7 +170,8 @@ def ppo_training(policy: Model, reference: Model | None, reward: AnyReward,
                         state={"kl_coeff": config.kl_coeff},            # kept in checkpoints
                         identity={"advantage": name_of(advantage), "sample": name_of(sample),
                                   "kl_estimator": name_of(kl_estimator),
-                                  **({"kl_penalty": "exact"} if exact else {})})
+                                  **({"kl_penalty": "exact"} if exact else {}),
+                                  **({"plain_text": digest(texts.examples)} if texts else {})})
     optimizer, log, warned = loop.optimizer, loop.log, False
     for prompt_batch in loop.whole_batches():                               # one episode each
         # 1. Roll out.
@@ -187,6 +198,8 @@ def ppo_training(policy: Model, reference: Model | None, reward: AnyReward,
 
         # 3. Update.
         update = UpdateMetrics(optimizer.device)
+        if texts is not None:
+            texts.begin_episode(loop.step)
         for minibatch in experience.minibatches(
                 config.minibatch_size // config.samples_per_prompt, config.ppo_epochs,
                 seeded(config.seed, "minibatches", loop.step)):
@@ -209,6 +222,11 @@ def ppo_training(policy: Model, reference: Model | None, reward: AnyReward,
             if update.approxkl() > config.max_approxkl:                     # the rollout is used up
                 optimizer.zero_grad()
                 break
+            if texts is not None:
+                with optimizer.precision():
+                    ptx_loss, metrics = texts.loss(policy)
+                optimizer.backward(config.ptx_coeff * ptx_loss)
+                update.add(metrics, 1.0)
             grad_norm = optimizer.step()                                   # clip, step, clear
             update.end_minibatch(grad_norm)
 
@@ -336,6 +354,13 @@ def prompt_batches(prompts: Sequence[str], max_seq_len: int, config: PPOConfig) 
     batch_size = prompts_of_rollout(config, len(prompts))
     copies = batch_size // math.gcd(len(examples), batch_size)  # the fewest that fill them all
     return Batches(examples * copies, batch_size, config.seed, pool_batches=1)
+
+
+def check_plain_text(config: PPOConfig, texts: Sequence[str]) -> None:
+    """Raises UserError if plain text is to be imitated, and there is none."""
+    if not texts and config.ptx_coeff not in (0, PPOConfig.ptx_coeff):
+        raise UserError(f"ptx_coeff={config.ptx_coeff} (--ptx-coeff) would change nothing: there "
+                        "is no plain text to imitate")
 
 
 def prompts_of_rollout(config: PPOConfig, num_prompts: int) -> int:

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,22 +12,15 @@ from data.task import Task
 from minigpt.checkpoint import save_checkpoint
 from minigpt.command import CommandConfig, check_device, load_model
 from minigpt.errors import UserError
-from minigpt.examples import check_texts
 from minigpt.lora import LoraConfig, check_rank
 from minigpt.model import MiniGPT
 from minigpt.recipes import below, settings_of_start
 from minigpt.settings import TrainingConfig
 from minigpt.tokenizer import VOCAB_SIZE
 from sft.evaluate import evaluate_loss
-from sft.train import SFTConfig, sft_train
+from sft.train import SFTConfig, plain_text_rows, sft_train
 
 CAN_WRITE = 1.5  # nats per token: a model of bytes with a higher loss hardly writes words
-
-
-def plain_text_rows(texts: Sequence[str]) -> list[dict[str, str]]:
-    """Plain text is a response to an empty prompt."""
-    check_texts("texts", texts)
-    return [{"prompt": "", "response": text} for text in texts]
 
 
 def train_base_model(task: Task, config: SFTConfig, device: str = "cpu") -> MiniGPT:
