@@ -93,7 +93,7 @@ class PPOConfig(TrainingConfig):
     value_coeff: float = option(0.5, "weight of the value loss", at_least=0)
     gamma: float = option(1.0, "discount", at_least=0, at_most=1)
     lam: float = option(0.95, "lambda of GAE", at_least=0, at_most=1)
-    ptx_coeff: float = option(0.3, "weight of imitating plain text in each optimizer step, if "
+    ptx_coeff: float = option(1.0, "weight of imitating plain text in each optimizer step, if "
                                    "there is any (PPO-ptx)", at_least=0)
     whiten: bool = option(True, "scale GAE's advantages to mean 0 and standard deviation 1")
     missing_eos_penalty: float = option(1.0, "subtracted from the score of a response that does "

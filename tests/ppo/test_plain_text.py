@@ -98,13 +98,13 @@ def test_other_texts_do_not_resume_a_run(reciter, copy_of, make_reward, prompts,
 
 def test_a_weight_without_text_is_refused_before_anything_is_trained(reciter, copy_of, make_reward,
                                                                      prompts, tmp_path):
-    with pytest.raises(UserError, match=r"ptx_coeff=1\.0 \(--ptx-coeff\) would change nothing"):
-        ppo_training(copy_of(reciter), reciter, make_reward(), prompts, **FEW, ptx_coeff=1.0)
+    with pytest.raises(UserError, match=r"ptx_coeff=2\.0 \(--ptx-coeff\) would change nothing"):
+        ppo_training(copy_of(reciter), reciter, make_reward(), prompts, **FEW, ptx_coeff=2.0)
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(f'{{"prompt": "p{i}", "chosen": "yes {i}", "rejected": "no"}}\n'
                             for i in range(20)))
     with pytest.raises(UserError, match="no plain text to imitate"):
-        main(["--data", str(rows), "--ptx-coeff", "1", "--out", str(tmp_path / "out")])
+        main(["--data", str(rows), "--ptx-coeff", "2", "--out", str(tmp_path / "out")])
     assert not list((tmp_path / "out").rglob("*.pt"))
 
 
