@@ -90,8 +90,9 @@ RECIPES = {
     # A pair says nothing about texts that it does not contain, and each step moves them at random.
     # Here they are held where they are, at no cost: the policy is the mean of the weights over all
     # steps, and both responses of a pair are imitated, since the same people wrote them all.
-    "world": Recipe("loss", {"DPOConfig": {"beta": 1.0, "sft_weight": 0.5, "final_lr": 1.0,
-                                           "average": 1.0}}, "dpo", unless=("data", "rounds")),
+    "world": Recipe("loss", {"DPOConfig": {"beta": 0.7, "sft_weight": 1.5, "lr": Times(1.5),
+                                           "final_lr": 1.0, "average": 1.0}},
+                    "dpo", unless=("data", "rounds")),
 }
 # Of DPOConfig for each loss but DPO's own, and of PPOConfig for each advantage but GAE: the best of
 # a few that were tried on seeds that the tables leave out (lessons/notes/family.md).
