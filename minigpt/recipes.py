@@ -112,7 +112,7 @@ LOSS_SETTINGS: dict[str, dict[str, Any]] = {
 }
 ADVANTAGE_SETTINGS: dict[str, dict[str, Any]] = {
     "rloo": {"samples_per_prompt": 4},
-    "grpo": {"samples_per_prompt": 4, "kl_in": "loss", "kl_coeff": 0.1},
+    "grpo": {"samples_per_prompt": 4, "kl_in": "loss", "kl_coeff": 0.1, "ptx_coeff": 0.0},
 }
 # Of rollouts: part of these recipes, also with --quick.  Lessons set their own.
 SIZES: dict[str, dict[str, Any]] = {

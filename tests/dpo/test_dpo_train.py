@@ -14,7 +14,7 @@ from dpo.evaluate import implicit_rewards
 from dpo.train import HYPERPARAMETERS, TENSORS, DPOConfig, needs_reference
 from minigpt import sequence_logps
 from minigpt.options import parse
-from minigpt.recipes import RECIPES, Recipe, recipe
+from minigpt.recipes import RECIPES, Recipe, combined
 from minigpt.run_folder import read_history
 from reward import train_reward_model
 from sft import sft_train
@@ -382,7 +382,7 @@ def test_a_loss_by_its_name_has_the_settings_of_its_recipe_unless_given(
 
 
 @pytest.mark.parametrize(("typed", "settings"), [
-    (["--loss", "hinge"], {"loss": "hinge"}), ([], recipe("world", DPOConfig))])
+    (["--loss", "hinge"], {"loss": "hinge"}), ([], combined(["world"], DPOConfig))])
 def test_it_does_what_the_command_does(make_model, copy_of, make_pairs, weights_equal, typed,
                                        settings):
     reference, rows = make_model(), make_pairs(40)

@@ -98,7 +98,7 @@ def test_every_loss_and_every_advantage_but_the_first_has_a_recipe():
     (["--data", "rows.jsonl", "--loss", "dpo"], False)])
 def test_only_dpo_on_the_worlds_own_pairs_averages_and_imitates(typed, used):
     config, *_ = parse("", typed, DPOConfig, OnlineConfig, RowsConfig, LoraConfig, CommandConfig)
-    added = {"sft_weight": 0.5, "final_lr": 1.0, "average": 1.0}
+    added = {"sft_weight": 1.5, "final_lr": 1.0, "average": 1.0}
     assert {name: getattr(config, name) for name in added} == \
         (added if used else dict.fromkeys(added, 0.0))
 
@@ -136,10 +136,10 @@ def test_the_command_line_uses_and_prints_the_recipe_of_a_loss(method_recipes, c
     config, = parse("", ["--loss", "orpo"], DPOConfig)
     assert config == DPOConfig(loss="orpo", lam=0.75)
     assert capsys.readouterr().out == "recipe 'orpo' (--loss orpo): lam=0.75\n"
-    world = DPOConfig(beta=1.0, sft_weight=0.5, final_lr=1.0, average=1.0)
+    world = DPOConfig(beta=0.7, sft_weight=1.5, lr=1.5e-4, final_lr=1.0, average=1.0)
     assert parse("", ["--loss", "dpo"], DPOConfig) == parse("", [], DPOConfig) == [world]
-    assert capsys.readouterr().out == 2 * ("recipe 'world' (--loss dpo): beta=1.0, sft_weight=0.5, "
-                                           "final_lr=1.0, average=1.0\n")
+    assert capsys.readouterr().out == 2 * ("recipe 'world' (--loss dpo): beta=0.7, sft_weight=1.5, "
+                                           "lr=0.00015, final_lr=1.0, average=1.0\n")
 
 
 def test_what_is_typed_wins_over_the_recipe_of_a_loss(method_recipes, capsys):
