@@ -12,6 +12,7 @@ from data.preferences import Rows, check_labels, check_preferences, check_sft, c
 from minigpt.examples import (
     Example,
     NoRoomError,
+    check_texts,
     print_row_count,
     tokenize_example,
     tokenize_examples,
@@ -22,6 +23,12 @@ def sft_examples(rows: Rows, max_seq_len: int) -> list[Example]:
     """Demonstrations -> examples of one response."""
     return tokenize_examples([(row["prompt"], [row["response"]]) for row in check_sft(rows)],
                              max_seq_len)
+
+
+def plain_text_rows(texts: Sequence[str]) -> list[dict[str, str]]:
+    """Plain text is a response to an empty prompt."""
+    check_texts("texts", texts)
+    return [{"prompt": "", "response": text} for text in texts]
 
 
 def preference_examples(rows: Rows, max_seq_len: int) -> list[Example]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from data.examples import unpaired_examples
 from dpo.loss import kto_loss
-from dpo.train import KTO_WEIGHTS, DPOConfig, check_used, imitation_loss
+from dpo.train import KTO_WEIGHTS, DPOConfig, check_used, with_imitation
 from minigpt import distributed
 from minigpt.batching import Batch, Batches
 from minigpt.errors import UserError
@@ -52,9 +52,9 @@ def kto_train(policy: Model, reference: Model | None, rows: Sequence[Mapping],
                 logps = response_logps(policy, batch)[:, 0]      # (B,)
                 loss, metrics = kto_loss(logps, ref_logps[batch.indices], labels[batch.indices], z,
                                          config.beta, desirable_weight, undesirable_weight)
-                imitation = imitation_loss(logps, batch.response_lengths[:, 0])
-            optimizer.backward(batch.weight * (loss + config.sft_weight * config.beta * imitation))
-            log.add({"loss": loss, "sft_loss": imitation, **metrics}, batch.weight)
+                total, imitation = with_imitation(loss, logps, batch.response_lengths[:, 0], config)
+            optimizer.backward(batch.weight * total)
+            log.add({"loss": loss, "imitation_loss": imitation, **metrics}, batch.weight)
         grad_norm = optimizer.step()                             # clip, step, clear
         log.write({"grad_norm": grad_norm})
     return loop.gathered("policy").eval(), log.history["loss"], log.history["rewards/signed"]
@@ -62,7 +62,7 @@ def kto_train(policy: Model, reference: Model | None, rows: Sequence[Mapping],
 
 def check_kto(config: DPOConfig) -> None:
     """Raises UserError on batches of one row, and on a setting that KTO does not use."""
-    check_used(config, KTO_WEIGHTS)
+    check_used(config, ("beta", *KTO_WEIGHTS))
     if config.batch_size * distributed.world_size() < 2:
         raise UserError("batch_size=1 leaves KTO no reference point: a mean over the mismatched "
                         "answers of a batch would be the noise of a single one")

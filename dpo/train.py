@@ -37,7 +37,7 @@ KTO_WEIGHTS = ("desirable_weight", "undesirable_weight")
 class DPOConfig(EpochConfig):
     """The settings of DPO, and their defaults; those of other losses: minigpt/recipes.py.
 
-    What is minimised is  loss + sft_weight beta imitation  (`imitation_loss`).
+    What is minimised is  loss + imitation_weight beta imitation  (`with_imitation`).
     """
 
     loss: str = option("dpo", "which loss (kto: on rows labelled good or bad, or on pairs taken "
@@ -53,8 +53,8 @@ class DPOConfig(EpochConfig):
                              "weight of the odds ratio", at_least=0)
     gamma: float = option(0.5, "simpo: the margin that is asked for", at_least=0)
     nll_weight: float = option(1.0, "dpo_nll: weight of imitating the chosen response", at_least=0)
-    sft_weight: float = option(0.0, "weight of imitating the responses, chosen and rejected "
-                                    "alike, times beta, beside the loss", at_least=0)
+    imitation_weight: float = option(0.0, "also imitate all responses, chosen and rejected, with "
+                                          "this weight times beta", at_least=0)
     desirable_weight: float | None = option(None, "kto: weight of good rows (by default such that "
                                                   "both kinds count the same)", above=0)
     undesirable_weight: float | None = option(None, "kto: weight of bad rows", above=0)
@@ -111,23 +111,29 @@ def dpo_train(policy: Model, reference: Model | None, rows: Sequence[Mapping],
                 policy_logps = response_logps(policy, batch)     # (B, 2)
                 given = arguments(asked, batch, policy_logps, ref_logps[batch.indices], config)
                 value, metrics = checked_result(loss_function(**given))
-                imitation = imitation_loss(policy_logps, batch.response_lengths)
-            extra = config.sft_weight * config.beta * imitation  # 0 unless it is asked for
-            optimizer.backward(batch.weight * (value + extra))
-            log.add({"loss": value, "sft_loss": imitation, **metrics}, batch.weight)
+                total, imitation = with_imitation(value, policy_logps, batch.response_lengths,
+                                                  config)        # total: value, unless asked
+            optimizer.backward(batch.weight * total)
+            log.add({"loss": value, "imitation_loss": imitation, **metrics}, batch.weight)
         grad_norm = optimizer.step()                             # clip, step, clear
         log.write({"grad_norm": grad_norm})
     margins = log.history.get("rewards/margins", [])
     return loop.gathered("policy").eval(), log.history["loss"], margins
 
 
-def imitation_loss(policy_logps: Tensor, lengths: Tensor) -> Tensor:
-    """- mean of log pi(y|x) / |y| over all responses, in nats per token: (...), (...) -> 0-d.
+def with_imitation(loss: Tensor, policy_logps: Tensor, lengths: Tensor,
+                   config: DPOConfig) -> tuple[Tensor, Tensor]:
+    """loss + imitation_weight beta imitation, and the imitation, in nats per token.
 
-    SFT's loss on chosen and rejected responses alike, except that each counts the same whatever its
-    length.
+        imitation = - mean of log pi(y|x) / |y| over all responses, chosen and rejected
+
+    SFT's loss, except that each response counts the same whatever its length.  The gradient of a
+    loss on beta log-ratios is in proportion to beta, so the weight is, too.
     """
-    return -(policy_logps / lengths).mean()
+    imitation = -(policy_logps / lengths).mean()
+    if config.imitation_weight:
+        loss = loss + config.imitation_weight * config.beta * imitation
+    return loss, imitation
 
 
 def arguments(asked: Sequence[str], batch: Batch, policy_logps: Tensor, ref_logps: Tensor,
@@ -174,6 +180,9 @@ def check_used(config: DPOConfig, asked: Sequence[str], loss: str | None = None)
         if name not in asked and getattr(config, name) != getattr(DPOConfig, name):
             raise UserError(f"{name}={getattr(config, name)} would change nothing: the loss "
                             f"{loss or config.loss} does not use it")
+    if config.imitation_weight and "beta" not in asked:
+        raise UserError(f"imitation_weight={config.imitation_weight} is a multiple of beta, which "
+                        f"the loss {loss or config.loss} does not use")
 
 
 def checked_result(result: Any) -> Result:

@@ -122,8 +122,8 @@ def chosen_settings(configs: Sequence[Any]) -> list[list[str]]:
                  for config in configs for key in recipe(name, type(config))}
     rows = [[name, as_typed(value), as_typed(defaults[name]),
              chosen_by[name] if of_recipes.get(name) == value else "the command line"]
-            for name, value in values.items()
-            if value != defaults[name] and name not in ("out", "resume", "overwrite")]
+            for name, value in values.items() if name not in ("out", "resume", "overwrite")
+            and (value != defaults[name] or of_recipes.get(name, value) != value)]
     return [["setting", "value", "default", "chosen by"], *rows]
 
 

@@ -1,11 +1,12 @@
 """Named recipes: every setting that --quick, --data or a method changes, in one table.
 
 The defaults beside the options (`DPOConfig`, `WorldConfig`, ...) are the recipe for the whole
-little world, but for DPO's, which leave its loss as it is in the paper.  Other data, losses and
-adapters want other settings:
+little world, except DPO's, which are the paper's DPO.  Other data, losses and adapters want other
+settings:
 
     quick      --quick       eight facts of the world and little data: a look at everything
-    world      --loss dpo    DPO on the world's own pairs: averaged weights, and imitation
+    world      --loss dpo    DPO on the world's own pairs (not --data, not --rounds): averaged
+                             weights, and imitation beside the loss
     few rows   --data FILE   a file of one's own, with hundreds of rows instead of thousands
     ipo, ...   --loss ipo    what another loss, or --advantage, wants to train well
     lora       --lora-rank   adapters want a higher learning rate than whole weights
@@ -87,10 +88,10 @@ RECIPES = {
         "DPOConfig": {"num_epochs": 1, "lr": 1e-4, "beta": 2.0, "batch_size": 32,
                       "final_lr": 0.0, "average": 0.0, "precision": "float32"},
     }),
-    # A pair says nothing about texts that it does not contain, and each step moves them at random.
-    # Here they are held where they are, at no cost: the policy is the mean of the weights over all
-    # steps, and both responses of a pair are imitated, since the same people wrote them all.
-    "world": Recipe("loss", {"DPOConfig": {"beta": 0.7, "sft_weight": 1.5, "lr": Times(1.5),
+    # A pair says nothing about texts that it does not contain, so each step moves them at random.
+    # In a mean of the weights over all steps that shrinks.  And both responses of a pair are
+    # imitated: here the same people wrote them all, and so the policy sees what nobody writes.
+    "world": Recipe("loss", {"DPOConfig": {"beta": 0.7, "imitation_weight": 1.5, "lr": Times(1.5),
                                            "final_lr": 1.0, "average": 1.0}},
                     "dpo", unless=("data", "rounds")),
 }

@@ -142,8 +142,9 @@ def token_figures(history: Mapping[str, Sequence[float]], task: Task,
     read = [after - before for before, after
             in zip([0, *history["num_tokens"]], history["num_tokens"], strict=False)]
     passes = [updates / minibatches for updates in history["val/updates"]]
+    texts = history.get("val/ptx_tokens", [0.0] * len(read))
     of_texts = [tokens * updates * distributed.world_size() for tokens, updates
-                in zip(history.get("val/ptx_tokens", []), history["val/updates"], strict=False)]
+                in zip(texts, history["val/updates"], strict=True)]
     return {"answers_sampled": responses * len(read),
             "tokens_sampled": round(responses * sum(history["val/response_tokens"])),
             "tokens_trained": round(sum(map(operator.mul, read, passes)) + sum(of_texts))}

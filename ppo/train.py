@@ -93,8 +93,8 @@ class PPOConfig(TrainingConfig):
     value_coeff: float = option(0.5, "weight of the value loss", at_least=0)
     gamma: float = option(1.0, "discount", at_least=0, at_most=1)
     lam: float = option(0.95, "lambda of GAE", at_least=0, at_most=1)
-    ptx_coeff: float = option(1.0, "weight of imitating plain text in each optimizer step, if "
-                                   "there is any (PPO-ptx)", at_least=0)
+    ptx_coeff: float | None = option(None, "weight of imitating plain text in each optimizer step "
+                                           "(PPO-ptx; by default 1 if there is any)", at_least=0)
     whiten: bool = option(True, "scale GAE's advantages to mean 0 and standard deviation 1")
     missing_eos_penalty: float = option(1.0, "subtracted from the score of a response that does "
                                              "not end", at_least=0)
@@ -128,7 +128,8 @@ def ppo_training(policy: Model, reference: Model | None, reward: AnyReward,
         kl_estimator: (logps, ref_logps) -> the KL that each token pays for; see minigpt/kl.py.
         sample: draws the responses, called as minigpt.sampling.sample_ids is.
         measure: (prompts, texts) -> figures of each rollout to log; nothing learns from them.
-        plain_text: what the base model read, say; each step imitates some, with weight ptx_coeff.
+        plain_text: texts of which each step also imitates some (ppo/plain_text.py), such as those
+            that the base model read.
 
     A model that was compiled or wrapped (DataParallel) is used as the model inside.
     Returns the policy (in eval mode), and for each episode the mean score and the mean KL to the
@@ -148,6 +149,7 @@ def ppo_training(policy: Model, reference: Model | None, reward: AnyReward,
         config.samples_per_prompt = math.gcd(config.samples_per_prompt, config.batch_size,
                                              config.minibatch_size)
     check_groups(advantage, config)
+    check_plain_text(config, plain_text)
     if config.kl_in == "loss" and kl_estimator is not kl_k1:
         raise ValueError("kl_in='loss' uses k3, so a kl_estimator would change nothing")
     exact = pays_exact_kl(advantage, kl_estimator, config)
@@ -160,9 +162,8 @@ def ppo_training(policy: Model, reference: Model | None, reward: AnyReward,
     elif value_model is not None:
         raise ValueError(f"advantage={name_of(advantage)!r} has no use for a value_model: only "
                          "'gae' has")
-    check_plain_text(config, plain_text)
-    texts = PlainText(plain_text, policy.max_seq_len, config.minibatch_size, config.seed) \
-        if plain_text and config.ptx_coeff else None
+    texts = PlainText(plain_text, policy.max_seq_len, config.minibatch_size, config.seed,
+                      config.ptx_coeff) if plain_text and config.ptx_coeff != 0 else None
     roll_out = RolloutMaker(reference, reward, config.max_new_tokens, config.missing_eos_penalty,
                             config.samples_per_prompt, kl_estimator, sample)
     loop = TrainingLoop(models, config, batches, config.num_episodes, frozen=[reference, reward],
@@ -170,8 +171,8 @@ def ppo_training(policy: Model, reference: Model | None, reward: AnyReward,
                         state={"kl_coeff": config.kl_coeff},            # kept in checkpoints
                         identity={"advantage": name_of(advantage), "sample": name_of(sample),
                                   "kl_estimator": name_of(kl_estimator),
-                                  **({"kl_penalty": "exact"} if exact else {}),
-                                  **({"plain_text": digest(texts.examples)} if texts else {})})
+                                  "plain_text": digest(texts.examples) if texts else None,
+                                  **({"kl_penalty": "exact"} if exact else {})})
     optimizer, log, warned = loop.optimizer, loop.log, False
     for prompt_batch in loop.whole_batches():                               # one episode each
         # 1. Roll out.
@@ -219,14 +220,11 @@ def ppo_training(policy: Model, reference: Model | None, reward: AnyReward,
                     optimizer.backward(part.weight * config.value_coeff * v_loss)
                     metrics |= v_metrics
                 update.add(metrics, part.weight)
+            if texts is not None:                         # PPO-ptx: plain text as well
+                update.add(texts.backward(policy, optimizer), 1.0)
             if update.approxkl() > config.max_approxkl:                     # the rollout is used up
                 optimizer.zero_grad()
                 break
-            if texts is not None:
-                with optimizer.precision():
-                    ptx_loss, metrics = texts.loss(policy)
-                optimizer.backward(config.ptx_coeff * ptx_loss)
-                update.add(metrics, 1.0)
             grad_norm = optimizer.step()                                   # clip, step, clear
             update.end_minibatch(grad_norm)
 
@@ -358,7 +356,8 @@ def prompt_batches(prompts: Sequence[str], max_seq_len: int, config: PPOConfig) 
 
 def check_plain_text(config: PPOConfig, texts: Sequence[str]) -> None:
     """Raises UserError if plain text is to be imitated, and there is none."""
-    if not texts and config.ptx_coeff not in (0, PPOConfig.ptx_coeff):
+    check_texts("plain_text", texts)
+    if config.ptx_coeff and not texts:
         raise UserError(f"ptx_coeff={config.ptx_coeff} (--ptx-coeff) would change nothing: there "
                         "is no plain text to imitate")
 

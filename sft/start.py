@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from data.examples import plain_text_rows
 from data.task import Task
 from minigpt.checkpoint import save_checkpoint
 from minigpt.command import CommandConfig, check_device, load_model
@@ -18,7 +19,7 @@ from minigpt.recipes import below, settings_of_start
 from minigpt.settings import TrainingConfig
 from minigpt.tokenizer import VOCAB_SIZE
 from sft.evaluate import evaluate_loss
-from sft.train import SFTConfig, plain_text_rows, sft_train
+from sft.train import SFTConfig, sft_train
 
 CAN_WRITE = 1.5  # nats per token: a model of bytes with a higher loss hardly writes words
 

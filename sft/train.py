@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from data.examples import sft_examples
 from minigpt.batching import Batches
 from minigpt.distributed import world_size
-from minigpt.examples import check_texts
 from minigpt.logprobs import token_logps
 from minigpt.options import option
 from minigpt.protocol import Model, checked_model
@@ -60,9 +59,3 @@ def sft_train(model: Model, rows: Sequence[Mapping], num_epochs: int = SFTConfig
         grad_norm = optimizer.step()                             # clip, step, clear
         log.write({"grad_norm": grad_norm})
     return loop.gathered("model").eval(), log.history["loss"]
-
-
-def plain_text_rows(texts: Sequence[str]) -> list[dict[str, str]]:
-    """Plain text is a response to an empty prompt."""
-    check_texts("texts", texts)
-    return [{"prompt": "", "response": text} for text in texts]

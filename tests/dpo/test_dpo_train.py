@@ -9,10 +9,14 @@ import torch
 
 import dpo
 from data import DataError
-from dpo import LOSSES, dpo_train, evaluate_preference_accuracy, simpo_loss
+from data.examples import preference_examples
+from dpo import LOSSES, dpo_loss, dpo_train, evaluate_preference_accuracy, simpo_loss
 from dpo.evaluate import implicit_rewards
 from dpo.train import HYPERPARAMETERS, TENSORS, DPOConfig, needs_reference
 from minigpt import sequence_logps
+from minigpt.batching import Batches
+from minigpt.errors import UserError
+from minigpt.logprobs import response_logps
 from minigpt.options import parse
 from minigpt.recipes import RECIPES, Recipe, combined
 from minigpt.run_folder import read_history
@@ -107,14 +111,14 @@ def test_trained_policy_reaches_the_closed_form_log_ratios(make_model, copy_of):
                                rtol=0, atol=0.1)
 
 
-@pytest.mark.parametrize(("accumulate", "sft_weight"), [(2, 0.0), (5, 0.0), (5, 2.0)])
+@pytest.mark.parametrize(("accumulate", "imitation_weight"), [(2, 0.0), (5, 0.0), (5, 2.0)])
 def test_accumulated_gradients_give_the_weights_of_the_whole_batch(make_model, copy_of, make_pairs,
-                                                                   accumulate, sft_weight):
+                                                                   accumulate, imitation_weight):
     reference, logs, policies = make_model(spread=1), [], []
     for parts in (1, accumulate):
         policy, losses, _ = dpo_train(copy_of(reference), reference, make_pairs(30), 2, 1e-4, 0.1,
                                       batch_size=10, accumulate=parts, precision="float32",
-                                      sft_weight=sft_weight)
+                                      imitation_weight=imitation_weight)
         policies.append(policy)
         logs.append(losses)
     for whole, parts in zip(policies[0].parameters(), policies[1].parameters(), strict=True):
@@ -122,27 +126,49 @@ def test_accumulated_gradients_give_the_weights_of_the_whole_batch(make_model, c
     assert logs[1] == pytest.approx(logs[0], abs=1e-5)
 
 
-def test_imitation_by_hand(make_model, copy_of, make_pairs, tmp_path):
-    """Of all responses, each by its own length, times sft_weight and beta; at a rate of 0."""
+def test_dpo_train_leaves_the_loss_alone_unless_asked(make_model, copy_of, make_pairs,
+                                                      weights_equal):
     reference, rows = make_model(spread=1), make_pairs(6)
-    texts = [(row["prompt"], row[side]) for row in rows for side in ("chosen", "rejected")]
-    logps = sequence_logps(reference, *map(list, zip(*texts, strict=True)))
-    lengths = torch.tensor([len(text.encode()) + 1 for _, text in texts])       # and EOS
-    expected = float(-(logps / lengths).mean())
+    plain, *_ = dpo_train(copy_of(reference), reference, rows)
+    spelled_out = {"beta": 2.0, "lr": 1e-4, "imitation_weight": 0.0, "final_lr": 0.0, "average": 0}
+    assert weights_equal(plain, dpo_train(copy_of(reference), reference, rows, **spelled_out)[0])
+
+
+@pytest.mark.parametrize(("weight", "beta"), [(0.0, 0.5), (3.0, 0.5), (3.0, 2.0)])
+def test_what_is_minimised_by_hand(make_model, copy_of, make_pairs, tmp_path, weight, beta):
+    """The loss, and imitation_weight beta times the mean over all responses of -log pi / length."""
+    reference, rows = make_model(spread=1), make_pairs(6)
     policy = copy_of(reference)
-    dpo_train(policy, reference, rows, lr=1e-9, batch_size=6, out=str(tmp_path), sft_weight=1.0,
-              precision="float32")
-    assert read_history(tmp_path)["sft_loss"][0] == pytest.approx(expected, abs=1e-5)
-    assert read_history(tmp_path)["loss"][0] == pytest.approx(math.log(2), abs=1e-4)  # alone
+    batch = Batches(preference_examples(rows, policy.max_seq_len), len(rows)).collate(range(6))
+    logps = response_logps(policy, batch)                                       # (B, 2)
+    lengths = torch.tensor([[len(row[side].encode()) + 1 for side in ("chosen", "rejected")]
+                            for row in rows])[batch.indices]                    # EOS included
+    imitation = -(logps / lengths).mean()
+    total = dpo_loss(*logps.unbind(1), *logps.detach().unbind(1), beta)[0] \
+        + weight * beta * imitation
+    total.backward()
+    norm = torch.stack([p.grad.norm() for p in policy.parameters() if p.grad is not None]).norm()
+    dpo_train(copy_of(reference), reference, rows, beta=beta, batch_size=6, out=str(tmp_path),
+              imitation_weight=weight, precision="float32", max_grad_norm=0)
+    history = read_history(tmp_path)
+    assert history["grad_norm"][0] == pytest.approx(float(norm), rel=1e-4)
+    assert history["imitation_loss"][0] == pytest.approx(imitation.item(), abs=1e-5)
+    assert history["loss"][0] == pytest.approx(math.log(2), abs=1e-4)           # alone
+
+
+def test_imitation_is_refused_where_there_is_no_beta(make_model, make_pairs):
+    for loss in ("orpo", lambda policy_chosen_logps: (-policy_chosen_logps.mean(), {})):
+        with pytest.raises(UserError, match=r"imitation_weight=0\.5 is a multiple of beta"):
+            dpo_train(make_model(), None, make_pairs(3), loss=loss, imitation_weight=0.5)
 
 
 @pytest.mark.parametrize("loss", ["dpo", "kto"])
 def test_imitation_makes_good_and_bad_responses_more_likely(make_model, copy_of, make_pairs, loss):
     reference, rows = make_model(spread=1), make_pairs(20)
 
-    def gains(sft_weight):
+    def gains(imitation_weight):
         policy, _, _ = dpo_train(copy_of(reference), reference, rows, 5, 3e-3, 0.5, loss=loss,
-                                 batch_size=10, sft_weight=sft_weight)
+                                 batch_size=10, imitation_weight=imitation_weight)
         return torch.stack(implicit_rewards(policy, reference, rows, beta=1.0)).mean(1)
 
     alone, imitating = gains(0.0), gains(30.0)

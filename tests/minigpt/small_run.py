@@ -48,7 +48,8 @@ def train(stage: str, options: dict) -> torch.nn.Module:
         return rounds(prompts, options)
     groups = {"advantage": "rloo", "samples_per_prompt": 2} if stage == "rloo" else {}
     return ppo_training(model, reference, RewardModel(**SMALL), prompts, 4, 1e-3, kl_coeff=0.02,
-                        minibatch_size=4, max_new_tokens=8, **groups, **options)[0]
+                        minibatch_size=4, max_new_tokens=8, plain_text=["one", "two", "three"],
+                        **groups, **options)[0]
 
 
 def rounds(prompts: list[str], options: dict) -> MiniGPT:

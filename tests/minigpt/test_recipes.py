@@ -8,7 +8,7 @@ from dpo.train import DPOConfig
 from lessons.compare import CompareConfig
 from minigpt.command import CommandConfig
 from minigpt.lora import LoraConfig
-from minigpt.options import parse
+from minigpt.options import chosen_settings, parse
 from minigpt.recipes import (
     ADVANTAGE_SETTINGS,
     LOSS_SETTINGS,
@@ -98,14 +98,9 @@ def test_every_loss_and_every_advantage_but_the_first_has_a_recipe():
     (["--data", "rows.jsonl", "--loss", "dpo"], False)])
 def test_only_dpo_on_the_worlds_own_pairs_averages_and_imitates(typed, used):
     config, *_ = parse("", typed, DPOConfig, OnlineConfig, RowsConfig, LoraConfig, CommandConfig)
-    added = {"sft_weight": 1.5, "final_lr": 1.0, "average": 1.0}
+    added = {"imitation_weight": 1.5, "final_lr": 1.0, "average": 1.0}
     assert {name: getattr(config, name) for name in added} == \
         (added if used else dict.fromkeys(added, 0.0))
-
-
-def test_dpo_train_leaves_the_loss_alone():
-    assert with_recipes(DPOConfig, ("dpo",)) == DPOConfig()
-    assert (DPOConfig.sft_weight, DPOConfig.final_lr, DPOConfig.average) == (0.0, 0.0, 0.0)
 
 
 def test_a_recipe_is_in_use_if_its_option_has_its_value_or_any():
@@ -136,10 +131,19 @@ def test_the_command_line_uses_and_prints_the_recipe_of_a_loss(method_recipes, c
     config, = parse("", ["--loss", "orpo"], DPOConfig)
     assert config == DPOConfig(loss="orpo", lam=0.75)
     assert capsys.readouterr().out == "recipe 'orpo' (--loss orpo): lam=0.75\n"
-    world = DPOConfig(beta=0.7, sft_weight=1.5, lr=1.5e-4, final_lr=1.0, average=1.0)
+    world = DPOConfig(beta=0.7, imitation_weight=1.5, lr=1.5e-4, final_lr=1.0, average=1.0)
     assert parse("", ["--loss", "dpo"], DPOConfig) == parse("", [], DPOConfig) == [world]
-    assert capsys.readouterr().out == 2 * ("recipe 'world' (--loss dpo): beta=0.7, sft_weight=1.5, "
-                                           "lr=0.00015, final_lr=1.0, average=1.0\n")
+    assert capsys.readouterr().out == 2 * (
+        "recipe 'world' (--loss dpo): beta=0.7, imitation_weight=1.5, lr=0.00015, final_lr=1.0, "
+        "average=1.0\n")
+
+
+def test_a_report_lists_what_was_typed_against_a_recipe_even_if_it_is_the_default():
+    config, = parse("", ["--beta", "2"], DPOConfig)
+    chosen = {name: by for name, *_, by in chosen_settings([config])[1:]}
+    assert chosen["beta"] == "the command line"
+    assert {name for name, by in chosen.items() if by == "recipe 'world' (--loss dpo)"} == \
+        {"imitation_weight", "lr", "final_lr", "average"}
 
 
 def test_what_is_typed_wins_over_the_recipe_of_a_loss(method_recipes, capsys):

@@ -38,6 +38,8 @@ CALLS = {
         m, r, x, [Response("a", [97], False)] * 2)),
     "distinct_n": ("texts", lambda m, r, w, x: distinct_n(x, 2)),
     "ppo_training": ("prompts", lambda m, r, w, x: ppo_training(m, r, w, x)),
+    "ppo_training, plain_text": ("plain_text", lambda m, r, w, x: ppo_training(
+        m, r, w, ["a"], plain_text=x)),
     "prompt_batches": ("prompts", lambda m, r, w, x: prompt_batches(x, 64, PPOConfig())),
     "plain_text_rows": ("texts", lambda m, r, w, x: plain_text_rows(x)),
     "tokenize_example": ("responses", lambda m, r, w, x: tokenize_example("p", x, 64)),
