@@ -54,7 +54,7 @@ def kto_train(policy: Model, reference: Model | None, rows: Sequence[Mapping],
                                          config.beta, desirable_weight, undesirable_weight)
                 total, imitation = with_imitation(loss, logps, batch.response_lengths[:, 0], config)
             optimizer.backward(batch.weight * total)
-            log.add({"loss": loss, "imitation_loss": imitation, **metrics}, batch.weight)
+            log.add({"loss": loss, **metrics, "imitation_loss": imitation}, batch.weight)
         grad_norm = optimizer.step()                             # clip, step, clear
         log.write({"grad_norm": grad_norm})
     return loop.gathered("policy").eval(), log.history["loss"], log.history["rewards/signed"]

@@ -114,7 +114,7 @@ def dpo_train(policy: Model, reference: Model | None, rows: Sequence[Mapping],
                 total, imitation = with_imitation(value, policy_logps, batch.response_lengths,
                                                   config)        # total: value, unless asked
             optimizer.backward(batch.weight * total)
-            log.add({"loss": value, "imitation_loss": imitation, **metrics}, batch.weight)
+            log.add({"loss": value, **metrics, "imitation_loss": imitation}, batch.weight)
         grad_norm = optimizer.step()                             # clip, step, clear
         log.write({"grad_norm": grad_norm})
     margins = log.history.get("rewards/margins", [])
@@ -127,8 +127,8 @@ def with_imitation(loss: Tensor, policy_logps: Tensor, lengths: Tensor,
 
         imitation = - mean of log pi(y|x) / |y| over all responses, chosen and rejected
 
-    SFT's loss, except that each response counts the same whatever its length.  The gradient of a
-    loss on beta log-ratios is in proportion to beta, so the weight is, too.
+    SFT's loss, except that each response counts the same whatever its length.  DPO's gradient is in
+    proportion to beta at the start, so the weight is, too.
     """
     imitation = -(policy_logps / lengths).mean()
     if config.imitation_weight:
@@ -182,7 +182,7 @@ def check_used(config: DPOConfig, asked: Sequence[str], loss: str | None = None)
                             f"{loss or config.loss} does not use it")
     if config.imitation_weight and "beta" not in asked:
         raise UserError(f"imitation_weight={config.imitation_weight} is a multiple of beta, which "
-                        f"the loss {loss or config.loss} does not use")
+                        f"the loss {loss or config.loss} does not use or was not given")
 
 
 def checked_result(result: Any) -> Result:

@@ -36,10 +36,15 @@ def save_frontier(path: Path, results: Mapping[str, Any]) -> Path | None:
         axis.annotate(f"DPO, beta {row['beta']:g}", point, fontsize=8, xytext=(5, -11),
                       textcoords="offset points")
     colours = {"SFT": "black", "PPO": COLOURS[1], "DPO": COLOURS[0]}
+    drawn: list[tuple[float, float]] = []
     for name, figures in results["methods"].items():
-        point = figures["kl_nats_per_response"], figures["true_reward"]
-        axis.plot(*point, "o", color=colours.get(name, COLOURS[2]), markersize=9)
-        axis.annotate(name, point, xytext=(8, 6), textcoords="offset points", fontweight="bold")
+        kl, reward = figures["kl_nats_per_response"], figures["true_reward"]
+        crowded = any(abs(kl - x) < furthest / 5 and abs(reward - y) < 0.1 for x, y in drawn)
+        drawn.append((kl, reward))
+        axis.plot(kl, reward, "o", color=colours.get(name, COLOURS[2]), markersize=9)
+        axis.annotate(name, (kl, reward), xytext=(-8 if crowded else 8, 6),
+                      textcoords="offset points", fontweight="bold",
+                      horizontalalignment="right" if crowded else "left")
     axis.set(xlabel="KL to the SFT model (nats per response)", ylabel="true reward",
              title="How close each method comes to the best possible")
     axis.legend(loc="lower right", frameon=False)

@@ -1,8 +1,8 @@
 """Named recipes: every setting that --quick, --data or a method changes, in one table.
 
 The defaults beside the options (`DPOConfig`, `WorldConfig`, ...) are the recipe for the whole
-little world, except DPO's, which are the paper's DPO.  Other data, losses and adapters want other
-settings:
+little world, except DPO's, which leave the paper's loss alone.  Other data, losses and adapters
+want other settings:
 
     quick      --quick       eight facts of the world and little data: a look at everything
     world      --loss dpo    DPO on the world's own pairs (not --data, not --rounds): averaged
@@ -44,8 +44,8 @@ class Recipe(NamedTuple):
     @property
     def flag(self) -> str:
         """How the command line asks for it."""
-        flag = "--" + self.option.replace("_", "-")
-        return flag + (f" {self.value}" if self.value is not None else "")
+        flag = "--" + self.option.replace("_", "-") + (f" {self.value}" if self.value else "")
+        return " without --".join((flag, *self.unless))
 
 
 class Times(NamedTuple):
@@ -90,7 +90,7 @@ RECIPES = {
     }),
     # A pair says nothing about texts that it does not contain, so each step moves them at random.
     # In a mean of the weights over all steps that shrinks.  And both responses of a pair are
-    # imitated: here the same people wrote them all, and so the policy sees what nobody writes.
+    # imitated: the same people wrote them all, so this holds down what none of them would write.
     "world": Recipe("loss", {"DPOConfig": {"beta": 0.7, "imitation_weight": 1.5, "lr": Times(1.5),
                                            "final_lr": 1.0, "average": 1.0}},
                     "dpo", unless=("data", "rounds")),

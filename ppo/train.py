@@ -129,7 +129,7 @@ def ppo_training(policy: Model, reference: Model | None, reward: AnyReward,
         sample: draws the responses, called as minigpt.sampling.sample_ids is.
         measure: (prompts, texts) -> figures of each rollout to log; nothing learns from them.
         plain_text: texts of which each step also imitates some (ppo/plain_text.py), such as those
-            that the base model read.
+            that the base model read; with "grpo" only if ptx_coeff is given, too.
 
     A model that was compiled or wrapped (DataParallel) is used as the model inside.
     Returns the policy (in eval mode), and for each episode the mean score and the mean KL to the

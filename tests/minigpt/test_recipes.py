@@ -103,6 +103,15 @@ def test_only_dpo_on_the_worlds_own_pairs_averages_and_imitates(typed, used):
         (added if used else dict.fromkeys(added, 0.0))
 
 
+@pytest.mark.parametrize(("typed", "beta", "lr"), [
+    ([], 0.7, 1.5e-4), (["--quick"], 0.7, 4.5e-5), (["--lora-rank", "4"], 0.7, 1.5e-3),
+    (["--quick", "--lora-rank", "4"], 0.7, 4.5e-4), (["--rounds", "2"], 2.0, 1e-4),
+    (["--data", "rows.jsonl"], 1.0, 3e-4), (["--beta", "2"], 2.0, 1.5e-4)])
+def test_beta_and_rate_of_dpo(typed, beta, lr):
+    config, *_ = parse("", typed, DPOConfig, OnlineConfig, RowsConfig, LoraConfig, CommandConfig)
+    assert (config.beta, config.lr) == (beta, pytest.approx(lr))
+
+
 def test_a_recipe_is_in_use_if_its_option_has_its_value_or_any():
     quick, simpo = Recipe("quick", {}), Recipe("loss", {}, "simpo")
     assert quick.is_used({"quick": True}) and quick.flag == "--quick"
@@ -134,15 +143,15 @@ def test_the_command_line_uses_and_prints_the_recipe_of_a_loss(method_recipes, c
     world = DPOConfig(beta=0.7, imitation_weight=1.5, lr=1.5e-4, final_lr=1.0, average=1.0)
     assert parse("", ["--loss", "dpo"], DPOConfig) == parse("", [], DPOConfig) == [world]
     assert capsys.readouterr().out == 2 * (
-        "recipe 'world' (--loss dpo): beta=0.7, imitation_weight=1.5, lr=0.00015, final_lr=1.0, "
-        "average=1.0\n")
+        "recipe 'world' (--loss dpo without --data without --rounds): beta=0.7, "
+        "imitation_weight=1.5, lr=0.00015, final_lr=1.0, average=1.0\n")
 
 
 def test_a_report_lists_what_was_typed_against_a_recipe_even_if_it_is_the_default():
     config, = parse("", ["--beta", "2"], DPOConfig)
     chosen = {name: by for name, *_, by in chosen_settings([config])[1:]}
     assert chosen["beta"] == "the command line"
-    assert {name for name, by in chosen.items() if by == "recipe 'world' (--loss dpo)"} == \
+    assert {name for name, by in chosen.items() if by.startswith("recipe 'world'")} == \
         {"imitation_weight", "lr", "final_lr", "average"}
 
 

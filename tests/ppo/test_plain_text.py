@@ -78,11 +78,15 @@ def test_an_episode_draws_the_same_texts_again_and_another_others(reciter, copy_
 
 
 def test_a_rollout_that_is_used_up_at_once_logs_its_texts(reciter, copy_of, make_reward, prompts,
-                                                          tmp_path):
-    ppo_training(copy_of(reciter), reciter, make_reward(), prompts, plain_text=TEXTS,
-                 **FEW | {"max_approxkl": 1e-9, "lr": 0.1}, out=str(tmp_path))
+                                                          tmp_path, monkeypatch,
+                                                          weights_equal):
+    monkeypatch.setattr("ppo.metrics.UpdateMetrics.approxkl", lambda metrics: 1e10)
+    policy, _, _ = ppo_training(copy_of(reciter), reciter, make_reward(), prompts,
+                                plain_text=TEXTS, **FEW, out=str(tmp_path))
     history = read_history(tmp_path)
-    assert len(history["loss/ptx_avg"]) == len(history["val/updates"]) == FEW["num_episodes"]
+    assert history["val/updates"] == [0] * FEW["num_episodes"]
+    assert len(history["loss/ptx_avg"]) == FEW["num_episodes"]
+    assert weights_equal(policy, reciter)
 
 
 def test_texts_become_more_likely_the_more_they_weigh(reciter, copy_of, make_reward, prompts,
