@@ -42,7 +42,7 @@ METHODS = {
                    ("--advantage", "rloo"), "--reward"),
     "rloo-long": Method("RLOO, 256 episodes", "the furthest, at five times RLOO's time", "ppo",
                         ("--advantage", "rloo", "--num-episodes", "256", "--batch-size", "128",
-                         "--minibatch-size", "64", "--ptx-coeff", "0"), "--reward"),
+                         "--minibatch-size", "64", "--ptx-coeff", "0.0"), "--reward"),
     "grpo": Method("GRPO", "as RLOO, where rewards are right or wrong and questions differ in "
                            "difficulty", "ppo", ("--advantage", "grpo"), "--reward"),
     "ipo": _loss("IPO", "ipo", "labels that are almost always right, where DPO's margins "
