@@ -1,9 +1,10 @@
 """The main job: one small model aligned several ways, side by side:  python -m lessons.compare
 
-Runs the command of each method (lessons/methods.py) from the same SFT model, in its own process so
-that its memory can be measured, then samples from all of them and measures them on the same
-held-out prompts.  Everything goes into --out: report.md, report.html, results.json, figures, and
-one folder per method; with --seeds 3 all of this once per seed, and a report over the seeds.
+Runs the command of each method (lessons/methods.py) from the same SFT model, in its own process,
+so that its memory can be measured and several can run at once (lessons/stages.py).  Then samples
+from all of them and measures them on the same held-out prompts.  Everything goes into --out:
+report.md, report.html, results.json, figures, and one folder per method; with --seeds 3 all of
+this once per seed, and a report over the seeds.
 """
 
 import json
@@ -11,19 +12,20 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from data.task import RowsConfig, Task, load_task
 from data.world import World, WorldConfig
 from dpo.evaluate import evaluate_preference_accuracy
 from lessons.limit import Frontier, best_of_n_kl
-from lessons.methods import METHODS, Method, as_flags, chosen_methods, run_stages
+from lessons.methods import METHODS, Method, chosen_methods
 from lessons.report import write_report, write_report_of_seeds
+from lessons.stages import as_flags, call_at_once, jobs_of, run_stages
 from minigpt import distributed
 from minigpt.checkpoint import load_checkpoint
 from minigpt.command import begin, run_command
@@ -51,6 +53,9 @@ class CompareConfig(Settings):
                         at_least=1)
     quick: bool = option(False, "about a minute, in a world of eight facts")
     sweep: bool = option(False, "also train DPO at four other values of beta, and plot them")
+    jobs: int | None = option(None, "how many stages run at once, where none needs another's "
+                                    "result (by default one for each processor core, up to 4; on a "
+                                    "GPU one)", at_least=1)
     resume: bool = option(False, "continue the run in --out")
     overwrite: bool = option(False, "replace the run in --out")
     samples: int = option(32, "responses sampled for each held-out prompt", at_least=1)
@@ -63,6 +68,11 @@ class CompareConfig(Settings):
         super().__post_init__()
         if self.pool < self.best_of:
             raise UserError(f"--pool {self.pool} is too small for the best of {self.best_of}")
+
+    @property
+    def at_once(self) -> int:
+        """How many stages run at once."""
+        return jobs_of(self.device) if self.jobs is None else self.jobs
 
     @property
     def best_samples(self) -> int:
@@ -111,8 +121,7 @@ def sampled(name: str, policy: MiniGPT, task: Task, config: CompareConfig) -> An
 def sample_pool(policy: MiniGPT, task: Task, config: CompareConfig) -> Answers:
     """`pool` SFT answers to each held-out prompt."""
     pool = Answers("pool", [], [])
-    bar = tqdm(task.heldout_prompts, desc="SFT samples", leave=False, disable=None)
-    for index, prompt in enumerate(bar):
+    for index, prompt in enumerate(task.heldout_prompts):
         pool.prompts += [prompt] * config.pool
         pool.responses += generate(policy, [prompt] * config.pool, config.max_new_tokens,
                                    seed=seed_of(config.seed, "pool", index))
@@ -148,27 +157,45 @@ def true_rewards(task: Task, answers: Answers) -> list[float]:
             for prompt, text in zip(answers.prompts, answers.texts, strict=True)]
 
 
+def measured(name: str, title: str, task: Task, models: Mapping[str, Any],
+             config: CompareConfig) -> Answers:
+    """Sample from a policy and measure the answers, as far as one can without the limit."""
+    policy, reference = models[name], models["sft"]
+    row = sampled(title, policy, task, config)
+    row.figures["preference_accuracy"] = \
+        evaluate_preference_accuracy(policy, reference, task.heldout_preferences)
+    row.figures |= kl_to_reference(policy, reference, row.prompts, row.responses)
+    return with_texts_measured(row, models["reward"], config)
+
+
+def measured_pool(task: Task, models: Mapping[str, Any],
+                  config: CompareConfig) -> tuple[Answers, Answers]:
+    """SFT answers for the limit, and the best of every n among them, measured."""
+    reward = models["reward"]
+    pool = sample_pool(models["sft"], task, config)
+    row = best_of_n(pool, reward, config)  # no policy of its own: the reward model decides
+    row.figures["preference_accuracy"] = evaluate_reward_accuracy(reward, task.heldout_preferences)
+    return pool, with_texts_measured(row, reward, config)
+
+
+def with_texts_measured(row: Answers, reward: RewardModel, config: CompareConfig) -> Answers:
+    scores = score(reward, row.prompts, [response.ids for response in row.responses])
+    row.figures["proxy_reward"] = float(scores.mean())
+    row.figures |= text_measures(thinned(row, config.best_samples))
+    return row
+
+
 def measure(task: Task, methods: Mapping[str, Method], models: Mapping[str, Any],
             config: CompareConfig) -> tuple[dict[str, Answers], Frontier | None]:
     """Sample from every method and measure the answers.  The frontier is None without a world."""
-    reference, reward = models["sft"], models["reward"]
-    pool = sample_pool(reference, task, config)
-    rows = {"sft": sampled("SFT", reference, task, config)}
-    for name, method in methods.items():
-        rows[name] = sampled(method.title, models[name], task, config) if method.stage else \
-            best_of_n(pool, reward, config)
-    for name, row in rows.items():
-        policy = models.get(name)
-        if policy is None:  # best-of-n has no policy of its own: the reward model decides
-            row.figures["preference_accuracy"] = \
-                evaluate_reward_accuracy(reward, task.heldout_preferences)
-        else:
-            row.figures["preference_accuracy"] = \
-                evaluate_preference_accuracy(policy, reference, task.heldout_preferences)
-            row.figures |= kl_to_reference(policy, reference, row.prompts, row.responses)
-        scores = score(reward, row.prompts, [response.ids for response in row.responses])
-        row.figures["proxy_reward"] = float(scores.mean())
-        row.figures |= text_measures(thinned(row, config.best_samples))
+    trained = {"sft": "SFT"} | {name: method.title for name, method in methods.items()
+                                if method.stage}
+    (pool, best), *of_policies = call_at_once(
+        [partial(measured_pool, task, models, config),
+         *(partial(measured, name, title, task, models, config)
+           for name, title in trained.items())], config.at_once, "measuring")
+    of = dict(zip(trained, of_policies, strict=True))
+    rows = {"sft": of["sft"]} | {name: of.get(name, best) for name in methods}
     if task.world is None:
         return rows, None
     frontier = Frontier(torch.tensor(true_rewards(task, pool)).view(-1, config.pool))
@@ -225,7 +252,7 @@ def compare(config: CompareConfig, rows_config: RowsConfig,
     flags = as_flags({**shared, **vars(rows_config), **vars(world_config)})
     if config.sweep and "dpo" in methods:
         methods["dpo"] = methods["dpo"]._replace(flags=("--sweep",))
-    stages = run_stages(config.out, methods, flags)
+    stages = run_stages(config.out, methods, flags, config.at_once)
     models = {name: load_checkpoint(f"{config.out}/{name}/model.pt").to(config.device)
               for name in stages}
     print("\n=== all of them on the same held-out prompts", flush=True)

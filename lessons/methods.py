@@ -1,18 +1,9 @@
 """Every method of the library as a command, for `lessons.compare`, and when to take it."""
 
-import json
-import multiprocessing
-import sys
 from collections.abc import Sequence
-from importlib import import_module
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from minigpt.command import run_command
 from minigpt.errors import UserError
-from minigpt.options import flag_of
-
-STAGES = ("sft", "reward", "ppo", "dpo")
 
 
 class Method(NamedTuple):
@@ -81,66 +72,3 @@ def chosen_methods(names: Sequence[str] | None) -> dict[str, Method]:
             raise UserError(f"--methods {name}: there is no such method; there are all, "
                             f"{', '.join(METHODS)}")
     return {name: method for name, method in METHODS.items() if name in names or "all" in names}
-
-
-def fresh_processes() -> Any:
-    """For processes that start with nothing but the imports; on Linux these are made only once."""
-    if sys.platform != "linux":  # elsewhere forking after these imports is unsafe or impossible
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(  # skips what is not installed
-        [*(f"{stage}.main" for stage in STAGES), "matplotlib.pyplot"])
-    return context
-
-
-def run_main(stage: str, argv: Sequence[str]) -> None:
-    """Do what `python -m <stage>.main` does."""
-    run_command(lambda: import_module(f"{stage}.main").main(argv))
-
-
-def run_stage(stage: str, out: str, *flags: str) -> dict[str, float]:
-    """Run `python -m <stage>.main --out <out>` in its own process.  Returns its summary.
-
-    Raises SystemExit if it fails.
-    """
-    argv = ["--out", out, *flags]
-    print(f"\n=== python -m {stage}.main {' '.join(argv)}", flush=True)
-    process = fresh_processes().Process(target=run_main, args=(stage, argv), daemon=True)
-    process.start()
-    try:
-        process.join()
-    except KeyboardInterrupt:  # the stage got it too: let it save
-        process.join()
-        raise
-    if process.exitcode:
-        raise SystemExit(f"{stage}.main failed with exit code {process.exitcode}. What it finished "
-                         "is kept: fix the cause and continue with --resume")
-    return json.loads((Path(out) / "summary.json").read_text(encoding="utf-8"))
-
-
-def run_stages(out: str, methods: dict[str, Method],
-               flags: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Run SFT, the reward model, and every method, each in a folder of its name below `out`.
-
-    flags: what all of them are told.  Returns folder -> its summary.
-    """
-    sft_model, reward_model = f"{out}/sft/model.pt", f"{out}/reward/model.pt"
-    summaries = {"sft": run_stage("sft", f"{out}/sft", *flags),
-                 "reward": run_stage("reward", f"{out}/reward", *flags, "--init", sft_model)}
-    for name, method in methods.items():
-        if method.stage:
-            judged = (method.reward, reward_model) if method.reward else ()
-            summaries[name] = run_stage(method.stage, f"{out}/{name}", *flags, "--init", sft_model,
-                                        *judged, *method.flags)
-    return summaries
-
-
-def as_flags(settings: dict[str, Any]) -> list[str]:
-    """Settings -> command-line options; a setting of None is left out."""
-    flags: list[str] = []
-    for name, value in settings.items():
-        if isinstance(value, bool):
-            flags += [flag_of(name)] * value
-        elif value is not None:
-            flags += [flag_of(name), *map(str, value if isinstance(value, list) else [value])]
-    return flags

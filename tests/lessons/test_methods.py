@@ -12,8 +12,8 @@ from data.files import save_jsonl
 from dpo import LOSSES
 from dpo.rounds import OnlineConfig
 from dpo.train import DPOConfig
-from lessons import methods
-from lessons.methods import DEFAULT, METHODS, STAGES, as_flags, chosen_methods, run_stages
+from lessons.methods import DEFAULT, METHODS, chosen_methods
+from lessons.stages import STAGES, commands_in_rounds
 from minigpt import save_checkpoint
 from minigpt.errors import UserError
 from minigpt.lora import LoraConfig
@@ -62,13 +62,6 @@ def test_every_loss_and_every_advantage_has_a_method():
     assert all(("--advantage", advantage) in flags for advantage in GROUP_ADVANTAGES)
 
 
-def test_settings_become_flags():
-    settings = {"seed": 3, "quick": True, "sweep": False, "init": None, "device": "cpu",
-                "data": ["a b", "c"], "sft_rows": 7}
-    assert as_flags(settings) == ["--seed", "3", "--quick", "--device", "cpu", "--data", "a b", "c",
-                                  "--sft-rows", "7"]
-
-
 # --- their commands -------------------------------------------------------------------------------
 
 
@@ -80,25 +73,19 @@ class ParsedError(Exception):
 def commands(monkeypatch, tmp_path):
     """commands(*argv) -> what `lessons.compare` runs: (stage, argv) by folder, in order."""
     def commands_of(*argv):
-        given, run = [], {}
+        given = []
 
         def note(*arguments):
             given.extend(arguments)
             raise ParsedError
 
-        def run_stage(stage, out, *flags):
-            assert Path(out).parent == tmp_path / "compare"
-            run[Path(out).name] = stage, ["--out", out, *flags]
-            return {"of": Path(out).name}
-
-        with monkeypatch.context() as patch:
-            patch.setattr(lessons.compare, "run_stages", note)
-            with pytest.raises(ParsedError):
-                lessons.compare.main(["--out", str(tmp_path / "compare"), *argv])
-        with monkeypatch.context() as patch:
-            patch.setattr(methods, "run_stage", run_stage)
-            assert run_stages(*given) == {name: {"of": name} for name in run}
-        return run
+        monkeypatch.setattr(lessons.compare, "run_stages", note)
+        with pytest.raises(ParsedError):
+            lessons.compare.main(["--out", str(tmp_path / "compare"), *argv])
+        out, methods, flags, jobs = given
+        assert out == str(tmp_path / "compare") and jobs == 1  # the tests have one thread
+        return {name: command for commands in commands_in_rounds(out, methods, flags)
+                for name, command in commands.items()}
     return commands_of
 
 
@@ -106,7 +93,7 @@ def commands(monkeypatch, tmp_path):
 def test_the_command_of_every_method_has_options_that_fit_together(
         commands, tmp_path, make_model, make_reward, monkeypatch, argv):
     run = commands("--methods", "all", *argv)
-    assert list(run) == ["sft", "reward", *(name for name in METHODS if METHODS[name].stage)]
+    assert run.keys() == {"sft", "reward", *(name for name in METHODS if METHODS[name].stage)}
     save_checkpoint(make_model(), tmp_path / "compare" / "sft" / "model.pt")
     save_checkpoint(make_reward(), tmp_path / "compare" / "reward" / "model.pt")
     reached = []
