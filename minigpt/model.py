@@ -115,6 +115,15 @@ class MiniGPT(nn.Module):
     def device(self) -> torch.device:
         return self.token_embedding.weight.device
 
+    def keep_layers(self, count: int | None) -> bool:
+        """Drop the layers above the first `count` (None: none); returns whether any were dropped.
+        """
+        dropped = count is not None and count < len(self.blocks)
+        if dropped:
+            self.blocks = nn.ModuleList(list(self.blocks)[:count])
+            self.settings["num_layers"] = len(self.blocks)
+        return dropped
+
     def count_parameters(self) -> int:
         """The number of weights; the tied output head is counted once."""
         return sum(p.numel() for p in self.parameters())

@@ -94,6 +94,8 @@ RECIPES = {
     "world": Recipe("loss", {"DPOConfig": {"beta": 0.7, "imitation_weight": 1.5, "lr": Times(1.5),
                                            "final_lr": 1.0, "average": 1.0}},
                     "dpo", unless=("data", "rounds")),
+    # Half of the layers judge the state of an answer as well as all of them, in less time.
+    "small value": Recipe("advantage", {"PPOConfig": {"value_layers": 2}}, "gae", unless=("data",)),
 }
 # Of DPOConfig for each loss but DPO's own, and of PPOConfig for each advantage but GAE: the best of
 # a few that were tried on seeds that the tables leave out (lessons/notes/family.md).

@@ -33,6 +33,7 @@ from ppo.train import (
     PPOConfig,
     check_groups,
     check_plain_text,
+    first_value_model,
     ppo_training,
     prompts_of_rollout,
     signs_in_episode,
@@ -129,7 +130,7 @@ def models_in_memory(policy: MiniGPT, reference: MiniGPT | None, reward: Reward,
     for number, member in enumerate(rewards, start=1):
         models["reward model" + f" {number}" * (len(rewards) > 1)] = weights(member)
     if config.advantage == "gae":
-        models["value model"] = weights(rewards[0] if rewards else policy)
+        models["value model"] = weights(first_value_model(reward, policy, config.value_layers))
     return models
 
 

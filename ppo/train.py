@@ -91,6 +91,9 @@ class PPOConfig(TrainingConfig):
     value_clip: float = option(0.2, "a value further than this from the rollout's gains nothing "
                                     "more", above=0)
     value_coeff: float = option(0.5, "weight of the value loss", at_least=0)
+    value_layers: int | None = option(None, "layers of the value model, which starts as the lower "
+                                            "ones of the reward model (by default a copy of all of "
+                                            "it)", at_least=1)
     gamma: float = option(1.0, "discount", at_least=0, at_most=1)
     lam: float = option(0.95, "lambda of GAE", at_least=0, at_most=1)
     ptx_coeff: float | None = option(None, "weight of imitating plain text in each optimizer step "
@@ -124,7 +127,7 @@ def ppo_training(policy: Model, reference: Model | None, reward: AnyReward,
             a function returns is used as it is, so it whitens or discounts by itself if it wants.
         value_model: what GAE compares with, trained in place; by default a copy of the reward
             model, which already knows what a good ending looks like, or of a policy that is a
-            MiniGPT.
+            MiniGPT.  Of either only the lower layers with `value_layers`.
         kl_estimator: (logps, ref_logps) -> the KL that each token pays for; see minigpt/kl.py.
         sample: draws the responses, called as minigpt.sampling.sample_ids is.
         measure: (prompts, texts) -> figures of each rollout to log; nothing learns from them.
@@ -156,8 +159,11 @@ def ppo_training(policy: Model, reference: Model | None, reward: AnyReward,
     batches = prompt_batches(prompts, policy.max_seq_len, config)
     models: dict[str, nn.Module] = {"policy": policy.train()}
     if advantage == "gae":
-        value_model = first_value_model(reward, policy) if value_model is None \
-            else unwrapped(value_model)
+        if value_model is not None and config.value_layers is not None:
+            raise ValueError(f"value_layers={config.value_layers} would change nothing: there is a "
+                             "value_model already")
+        value_model = first_value_model(reward, policy, config.value_layers) \
+            if value_model is None else unwrapped(value_model)
         models["value"] = value_model.train()
     elif value_model is not None:
         raise ValueError(f"advantage={name_of(advantage)!r} has no use for a value_model: only "
@@ -292,14 +298,18 @@ def rloo_with_exact_kl(rollout: Rollout, kl_coeff: float) -> Tensor:
     return batch.on_tokens(rloo_advantages(rollout.scores)) - kl_coeff * (own + later)
 
 
-def first_value_model(reward: Reward, policy: Model) -> RewardModel:
+def first_value_model(reward: Reward, policy: Model, num_layers: int | None = None) -> RewardModel:
     """A copy of the reward model, or of the first in an ensemble; else the policy with a zero head.
+
+    num_layers: how many layers to keep, the lower ones (None: all).  The head was trained to read
+    the last layer, so if that is gone, it starts at zero: the mean reward of the SFT model.
     """
     known = next((model for model in reward.modules() if isinstance(model, RewardModel)), None)
-    if known is not None:
-        return copy.deepcopy(known).requires_grad_(True)
-    value_model = RewardModel.from_policy(merge_lora(policy))
-    nn.init.zeros_(value_model.head.weight)
+    value_model = RewardModel.from_policy(merge_lora(policy)) if known is None else \
+        copy.deepcopy(known).requires_grad_(True)
+    shortened = value_model.trunk.keep_layers(num_layers)
+    if known is None or shortened:
+        nn.init.zeros_(value_model.head.weight)
     return value_model
 
 
@@ -309,7 +319,7 @@ def check_groups(advantage: Advantage, config: PPOConfig) -> None:
     if advantage in GROUP_ADVANTAGES and k < 2:
         raise UserError(f"{advantage} compares a response with the others to its prompt, so "
                         "samples_per_prompt (--samples-per-prompt) must be at least 2")
-    for name in ("gamma", "lam", "whiten", "value_lr", "value_coeff", "value_clip"):
+    for name in ("gamma", "lam", "whiten", "value_lr", "value_coeff", "value_clip", "value_layers"):
         if advantage in GROUP_ADVANTAGES and getattr(config, name) != getattr(PPOConfig, name):
             raise UserError(f"{name}={getattr(config, name)} would change nothing: it is for gae")
     for name in ("batch_size", "minibatch_size"):

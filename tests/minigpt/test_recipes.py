@@ -112,6 +112,14 @@ def test_beta_and_rate_of_dpo(typed, beta, lr):
     assert (config.beta, config.lr) == (beta, pytest.approx(lr))
 
 
+@pytest.mark.parametrize(("typed", "layers"), [
+    ([], 2), (["--quick"], 2), (["--advantage", "gae"], 2), (["--value-layers", "3"], 3),
+    (["--advantage", "rloo"], None), (["--data", "rows.jsonl"], None)])
+def test_only_ppo_on_the_little_world_has_a_small_value_model(typed, layers):
+    config, *_ = parse("", typed, PPOConfig, RowsConfig, LoraConfig, CommandConfig)
+    assert config.value_layers == layers
+
+
 def test_a_recipe_is_in_use_if_its_option_has_its_value_or_any():
     quick, simpo = Recipe("quick", {}), Recipe("loss", {}, "simpo")
     assert quick.is_used({"quick": True}) and quick.flag == "--quick"

@@ -15,7 +15,7 @@ from minigpt.options import parse
 from minigpt.run_folder import read_history
 from ppo import gae, ppo_training
 from ppo.advantages import whiten
-from ppo.train import PPOConfig, adaptive_factor, prompt_batches
+from ppo.train import PPOConfig, adaptive_factor, first_value_model, prompt_batches
 from reward import RewardModel
 
 FEW = {"num_episodes": 6, "lr": 1.5e-5, "kl_coeff": 0.02, "batch_size": 12, "minibatch_size": 5,
@@ -336,6 +336,33 @@ def test_the_value_model_starts_as_a_copy_of_the_reward_model(reciter, copy_of, 
                                                               prompts, tmp_path, weights_equal):
     run(copy_of(reciter), reciter, make_reward(), prompts, value_lr=1e-300, out=str(tmp_path))
     assert weights_equal(make_reward(), load_state(tmp_path / "state.pt")["models"]["value"])
+
+
+def test_a_value_model_of_fewer_layers_starts_as_the_lower_ones_of_the_reward_model(
+        reciter, copy_of, make_reward, prompts, tmp_path):
+    run(copy_of(reciter), reciter, make_reward(), prompts, value_lr=1e-300, value_layers=1,
+        out=str(tmp_path))
+    kept, whole = load_state(tmp_path / "state.pt")["models"]["value"], make_reward().state_dict()
+    dropped = {name for name in whole if name not in kept}
+    assert kept.keys() < whole.keys() and all(".blocks.0." not in name for name in dropped)
+    assert {name.split(".")[2] for name in dropped} == {"1"}  # of two layers
+    changed = {name for name in kept if not torch.equal(kept[name], whole[name])}
+    assert changed == {"head.weight"} and not kept["head.weight"].any()
+
+
+@pytest.mark.parametrize("layers", [None, 2, 9])
+def test_a_value_model_of_all_layers_keeps_its_head(make_reward, reciter, layers, weights_equal):
+    reward = make_reward()
+    value_model = first_value_model(reward, reciter, layers)
+    assert value_model is not reward and weights_equal(value_model, reward.state_dict())
+    assert value_model.settings == reward.settings
+
+
+def test_layers_of_a_value_model_that_is_there_already_raise(reciter, copy_of, make_reward,
+                                                             prompts):
+    with pytest.raises(ValueError, match=r"value_layers=1 would change nothing: there is a value_"):
+        run(copy_of(reciter), reciter, make_reward(), prompts, value_model=make_reward(),
+            value_layers=1)
 
 
 def test_a_value_model_of_ones_own_is_used_and_trained_in_place(reciter, copy_of, make_reward,
