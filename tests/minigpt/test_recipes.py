@@ -120,6 +120,23 @@ def test_only_ppo_on_the_little_world_has_a_small_value_model(typed, layers):
     assert config.value_layers == layers
 
 
+@pytest.mark.parametrize(("typed", "layers"), [
+    ([], 3), (["--quick"], 3), (["--num-layers", "2"], 2), (["--pooling", "mean"], None),
+    (["--data", "rows.jsonl"], None), (["--data", "rows.jsonl", "--pooling", "last"], None)])
+def test_only_on_the_little_world_has_the_reward_model_fewer_layers(typed, layers):
+    config, *_ = parse("", typed, RewardConfig, RowsConfig, CommandConfig)
+    assert config.num_layers == layers
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("few_rows", [False, True])
+def test_a_stage_that_another_makes_has_the_settings_of_its_own_command(quick, few_rows):
+    typed = ["--quick"] * quick + ["--data", "rows.jsonl"] * few_rows
+    for config_class in (SFTConfig, RewardConfig):
+        own, *_ = parse("", typed, config_class, RowsConfig, CommandConfig)
+        assert settings_of_start(config_class, "stage", PPOConfig(), quick, few_rows) == own
+
+
 def test_a_recipe_is_in_use_if_its_option_has_its_value_or_any():
     quick, simpo = Recipe("quick", {}), Recipe("loss", {}, "simpo")
     assert quick.is_used({"quick": True}) and quick.flag == "--quick"
