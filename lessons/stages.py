@@ -170,7 +170,7 @@ def fresh_processes() -> Any:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(  # skips what is not installed
-        [*(f"{stage}.main" for stage in STAGES), "matplotlib.pyplot"])
+        [*(f"{stage}.main" for stage in STAGES), "lessons.compare", "matplotlib.pyplot"])
     return context
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from minigpt.batching import Batch, Batches
-from minigpt.examples import check_texts, tokenize_responses
+from minigpt.examples import check_texts, each_once, tokenize_responses
 from minigpt.kl import exact_kl, kl_k1
 from minigpt.logprobs import comparable_model, logps_of, map_examples, place, response_logits
 from minigpt.processor import return_freed_memory
@@ -91,8 +91,6 @@ def kl_to_reference(policy: Model, reference: Model, prompts: Sequence[str],
     """
     check_texts("prompts", prompts)
     policy, reference = comparable_model(policy), comparable_model(reference)
-    examples = tokenize_responses(prompts, [response.ids for response in responses],
-                                  policy.max_seq_len)
     if policy is reference:  # two models would give the same up to rounding, in two passes
         return {"kl_sampled_nats_per_response": 0.0, "kl_nats_per_response": 0.0}
 
@@ -102,11 +100,12 @@ def kl_to_reference(policy: Model, reference: Model, prompts: Sequence[str],
         logits, ref_logits = (response_logits(model, batch) for model in (policy, reference))
         sampled = kl_k1(logps_of(logits, tokens), logps_of(ref_logits, tokens))
         exact = exact_kl(logits, ref_logits)
-        return torch.stack([batch.response_sums(place(kl, mask)).mean(1)  # over the row's responses
-                            for kl in (sampled, exact)], 1)
+        return torch.stack([batch.response_sums(place(kl, mask)) for kl in (sampled, exact)], -1)
 
-    means = map_examples(both, Batches(examples, 32), device_of(policy)).mean(0)
-    sampled, exact = means.tolist()
+    once, answers, places = each_once(prompts, [response.ids for response in responses])
+    examples = tokenize_responses(once, answers, policy.max_seq_len)
+    kls = map_examples(both, Batches(examples, 32), device_of(policy))              # (N, k, 2)
+    sampled, exact = kls.flatten(0, 1)[places].mean(0).tolist()
     return {"kl_sampled_nats_per_response": sampled, "kl_nats_per_response": exact}
 
 

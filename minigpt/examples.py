@@ -4,7 +4,7 @@ An *example* is what one term of a loss needs: a prompt with one response (SFT),
 and rejected), or with none (a prompt for PPO to answer).
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 from minigpt.errors import UserError
@@ -82,6 +82,33 @@ def tokenize_responses(prompts: Sequence[str], responses: Sequence[Text],
     if k > 1 and any(example.is_truncated for example in examples):
         return [tokenize_example(prompt, [response], max_seq_len) for prompt, response in pairs]
     return examples
+
+
+def each_once(prompts: Sequence[str],
+              responses: Sequence[Text]) -> tuple[list[str], list[Text], list[int]]:
+    """Each different response to a prompt once: prompts, responses, and each given one's place.
+
+    Samples repeat each other, most after training, and what is computed of one holds for all that
+    are like it.  Those to a prompt stand together and fill rows (the last is repeated for that), so
+    that `tokenize_responses` reads the prompt once for MOST_RESPONSES of them.  Where this would
+    save nothing, all stay as they are.
+    """
+    keys = [(prompt, response if isinstance(response, str) else tuple(response))
+            for prompt, response in zip(prompts, responses, strict=True)]
+    different: dict[str, dict[Hashable, Text]] = {}
+    for (prompt, key), response in zip(keys, responses, strict=True):
+        different.setdefault(prompt, {})[key] = response
+    once: list[tuple[str, Text]] = []
+    places: dict[Hashable, int] = {}
+    for prompt, answers in different.items():
+        places |= {(prompt, key): len(once) + number for number, key in enumerate(answers)}
+        rows = list(answers.values())
+        rows += rows[-1:] * (-len(rows) % MOST_RESPONSES)
+        once += [(prompt, response) for response in rows]
+    if len(once) >= len(keys):
+        return list(prompts), list(responses), list(range(len(keys)))
+    return [prompt for prompt, _ in once], [response for _, response in once], \
+        [places[key] for key in keys]
 
 
 def tokenize_examples(rows: Sequence[tuple[str, Sequence[Text]]],

@@ -61,11 +61,11 @@ class Times(NamedTuple):
 
 RECIPES = {
     "quick": Recipe("quick", {
-        "WorldConfig": {"facts": 8, "plain_rows": 1700, "sft_rows": 3500, "preference_rows": 800,
+        "WorldConfig": {"facts": 8, "plain_rows": 1400, "sft_rows": 3500, "preference_rows": 800,
                         "heldout_rows": 300},
         "CommandConfig": {"samples": 4, "max_new_tokens": 64},
         "OnlineConfig": {"round_prompts": 64}, "RejectionConfig": {"round_prompts": 64},
-        "CompareConfig": {"max_new_tokens": 64},
+        "CompareConfig": {"max_new_tokens": 64, "pool": 64},
         "PPOConfig": {"num_episodes": 7, "batch_size": 64, "minibatch_size": 32, "lr": 1e-4},
         "RewardConfig": {"lr": 2e-4, "batch_size": 8},
         "DPOConfig": {"lr": 3e-5, "batch_size": 8},

@@ -8,7 +8,13 @@ from data.examples import measured_examples, with_exact_ties
 from data.preferences import Record
 from data.world import World
 from minigpt.batching import Batches
-from minigpt.examples import Text, check_texts, print_row_count, tokenize_responses
+from minigpt.examples import (
+    Text,
+    check_texts,
+    each_once,
+    print_row_count,
+    tokenize_responses,
+)
 from minigpt.logprobs import map_examples
 from minigpt.metrics import preference_accuracy
 from reward.combine import AnyReward, Ensemble, Reward, as_reward
@@ -31,7 +37,9 @@ def score(model: AnyReward, prompts: Sequence[str], responses: Sequence[Text],
     print_row_count("truncated a response in", truncated, len(examples), reward.max_seq_len)
     if not examples:
         raise ValueError("prompts is empty: there is nothing to score")
-    return rewards_of_examples(reward, Batches(examples, batch_size)).flatten()
+    once, answers, places = each_once(prompts, responses)
+    examples = tokenize_responses(once, answers, reward.max_seq_len)
+    return rewards_of_examples(reward, Batches(examples, batch_size)).flatten()[places]
 
 
 def reward_margins(model: AnyReward, rows: Sequence[Mapping]) -> Tensor:
