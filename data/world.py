@@ -162,7 +162,7 @@ class WorldConfig(Settings):
     """How much data there is, and how the annotators judge."""
 
     facts: int = option(42, "facts to ask about; fewer are learned sooner", at_least=1)
-    plain_rows: int = option(10000, "paragraphs of plain text for the base model", at_least=1)
+    plain_rows: int = option(14000, "paragraphs of plain text for the base model", at_least=1)
     sft_rows: int = option(15000, "demonstrations", at_least=1)
     preference_rows: int = option(16000, "preference pairs to train on", at_least=1)
     heldout_rows: int = option(1500, "held-out preference pairs", at_least=1)

@@ -7,7 +7,7 @@ want other settings:
     quick      --quick       eight facts of the world and little data: a look at everything
     world      --loss dpo    DPO on the world's own pairs (not --data, not --rounds): averaged
                              weights, and imitation beside the loss
-    world ...                there as well: a reward model and a value model of fewer layers
+    world value              PPO there (not --data): a value model of fewer layers
     few rows   --data FILE   a file of one's own, with hundreds of rows instead of thousands
     ipo, ...   --loss ipo    what another loss, or --advantage, wants to train well
     lora       --lora-rank   adapters want a higher learning rate than whole weights
@@ -61,7 +61,7 @@ class Times(NamedTuple):
 
 RECIPES = {
     "quick": Recipe("quick", {
-        "WorldConfig": {"facts": 8, "plain_rows": 1400, "sft_rows": 3500, "preference_rows": 800,
+        "WorldConfig": {"facts": 8, "plain_rows": 1700, "sft_rows": 3500, "preference_rows": 800,
                         "heldout_rows": 300},
         "CommandConfig": {"samples": 4, "max_new_tokens": 64},
         "OnlineConfig": {"round_prompts": 64}, "RejectionConfig": {"round_prompts": 64},
@@ -95,9 +95,7 @@ RECIPES = {
     "world": Recipe("loss", {"DPOConfig": {"beta": 0.7, "imitation_weight": 1.5, "lr": Times(1.5),
                                            "final_lr": 1.0, "average": 1.0}},
                     "dpo", unless=("data", "rounds")),
-    # Fewer layers judge answers about as well as all four, in less time.
-    "world reward": Recipe("pooling", {"RewardConfig": {"num_layers": 3}}, "last",
-                           unless=("data",)),
+    # Two of the four layers say as well what an answer will be worth, in less time.
     "world value": Recipe("advantage", {"PPOConfig": {"value_layers": 2}}, "gae", unless=("data",)),
 }
 # Of DPOConfig for each loss but DPO's own, and of PPOConfig for each advantage but GAE: the best of
@@ -167,11 +165,11 @@ def settings_of_start(config_class: type, stage: str, run: Any, quick: bool, few
 
     run: the settings of the later stage; the run goes into a folder inside its own.
     """
-    options = {**vars(config_class()), "quick": quick, "data": few_rows}
-    in_use = [name for name in RECIPES if RECIPES[name].is_used(options)]
-    for name in in_use:
-        print_recipe(name, recipe(name, config_class), f" for {stage}")
-    changed = combined(in_use, config_class)
+    changed: dict[str, Any] = {}
+    for name, in_use in (("quick", quick), ("few rows", few_rows)):
+        if in_use:
+            print_recipe(name, recipe(name, config_class), f" for {stage}")
+            changed |= recipe(name, config_class)
     total = config_class(**changed).batch_size  # the recipe's, to be divided by the processes
     changed["batch_size"] = max(1, total // distributed.world_size())
     return config_class(**{**changed, "seed": run.seed, "resume": run.resume,

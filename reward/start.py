@@ -43,18 +43,12 @@ class RewardFileConfig(Settings):
 
 
 def fresh_reward_model(sft_model: MiniGPT, config: RewardConfig) -> RewardModel:
-    """The SFT model with a random head; or, to read phrases, a random model of its size.
-
-    With config.num_layers it has only so many layers, the lower ones.
-    """
+    """The SFT model with a random head; or, to read phrases, a random model of its size."""
     torch.manual_seed(config.seed)
     if config.reads == "phrases":
-        model = RewardModel(**sft_model.settings, pooling=config.pooling,
-                            reads=config.reads).to(sft_model.device)
-    else:
-        model = RewardModel.from_policy(sft_model, config.pooling, config.reads)
-    model.trunk.keep_layers(config.num_layers)
-    return model
+        model = RewardModel(**sft_model.settings, pooling=config.pooling, reads=config.reads)
+        return model.to(sft_model.device)
+    return RewardModel.from_policy(sft_model, config.pooling, config.reads)
 
 
 @torch.no_grad()

@@ -25,8 +25,6 @@ class RewardConfig(EpochConfig):
                            at_least=0, at_most=1)
     batch_size: int = option(16, "pairs in one optimizer step", at_least=1)
     weight_decay: float = option(0.1, "AdamW's weight decay (of matrices only)", at_least=0)
-    num_layers: int | None = option(None, "layers of the reward model: the lower ones of the SFT "
-                                          "model's (by default all)", at_least=1)
     pooling: str = option("last", "what is scored: the last token of a response, or the mean over "
                                   "its tokens, or their sum (over 64)", choices=POOLINGS)
     reads: str = option("both", "what is read: prompt and response, the response alone, or only "

@@ -1,3 +1,5 @@
+from statistics import mean
+
 import pytest
 import torch
 
@@ -5,6 +7,7 @@ from minigpt import EOS, SEP, generate
 from minigpt.evaluation import kl_to_reference
 from minigpt.examples import (
     NoRoomError,
+    each_once,
     tokenize_example,
     tokenize_examples,
     tokenize_prompt,
@@ -102,6 +105,45 @@ def test_responses_to_one_prompt_share_an_example_where_all_are_equally_many():
     assert [e.is_truncated for e in tokenize_responses(prompts, long, 64)] == [False] * 5 + [True]
     assert [len(e.responses) for e in tokenize_responses(["a"] * 32, ["x"] * 32, 64)] == [8] * 4
     assert tokenize_responses([], [], 64) == []
+
+
+def test_each_different_response_to_a_prompt_stands_once_and_fills_rows():
+    prompts = [prompt for _ in range(10) for prompt in "aab"]
+    responses = [text for _ in range(10) for text in ("x", "y", "x")]
+    once, answers, places = each_once(prompts, responses)
+    assert once == ["a"] * 8 + ["b"] * 8 and answers == ["x", *["y"] * 7, *["x"] * 8]
+    assert [(once[i], answers[i]) for i in places] == list(zip(prompts, responses, strict=True))
+    assert len(tokenize_responses(once, answers, 64)) == 2
+    ids = [[1, 2], [1], [1, 2]] * 10
+    once, answers, places = each_once(prompts, ids)
+    assert [answers[i] for i in places] == ids and len(once) == 16
+
+
+@pytest.mark.parametrize("texts", [[], ["x"], ["x", "x", "x"], list("abcdefghij"),
+                                   ["", "[1]", "1", "a"]])
+def test_where_once_would_save_nothing_all_responses_stay_as_they_are(texts):
+    prompts = ["a"] * len(texts)
+    assert each_once(prompts, texts) == (prompts, texts, list(range(len(texts))))
+
+
+def test_measures_of_responses_that_repeat_each_other_are_those_of_each_alone(make_model,
+                                                                              make_reward):
+    policy, reference, reward = make_model(0), make_model(1), make_reward(2)
+    few = generate(policy, ["Capital of Japan?"] * 3 + ["1 + 1?"] * 2, 12, seed=0)
+    order = [0, 1, 2, 0, 0, 1] * 3 + [3, 4, 3] * 6
+    prompts = ["Capital of Japan?" if i < 3 else "1 + 1?" for i in order]
+    responses = [few[i] for i in order]
+    ids = [response.ids for response in responses]
+    assert len(each_once(prompts, ids)[0]) < len(prompts)
+    alone = [float(score(reward, [prompt], [own]))
+             for prompt, own in zip(prompts, ids, strict=True)]
+    scores = score(reward, prompts, ids)
+    assert scores.tolist() == pytest.approx(alone, abs=1e-5)
+    assert len(set(scores.tolist())) == len({tuple(own) for own in ids})  # the same: no rounding
+    kls = [kl_to_reference(policy, reference, [prompt], [response])
+           for prompt, response in zip(prompts, responses, strict=True)]
+    assert kl_to_reference(policy, reference, prompts, responses) == pytest.approx(
+        {name: mean(kl[name] for kl in kls) for name in kls[0]}, rel=1e-4)
 
 
 def test_a_shared_prompt_changes_no_measure(make_model, make_reward):

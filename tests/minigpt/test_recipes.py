@@ -49,13 +49,13 @@ def test_an_unknown_recipe_raises():
 
 def test_a_start_has_the_settings_of_its_recipes_and_the_seed_and_folder_of_the_run():
     run = TrainingConfig(lr=0.5, seed=7, out="runs/x", resume=True)
-    plain = settings_of_start(RewardConfig, "start", run, quick=False, few_rows=False)
-    assert plain == RewardConfig(seed=7, resume=True, out="runs/x/start", num_layers=3)
-    quick = settings_of_start(RewardConfig, "start", run, quick=True, few_rows=False)
-    assert (quick.lr, quick.batch_size, quick.num_layers, quick.seed) == (2e-4, 8, 3, 7)
-    few_rows = settings_of_start(RewardConfig, "start", run, quick=True, few_rows=True)
-    changed = recipe("quick", RewardConfig) | recipe("few rows", RewardConfig)  # the last word
-    assert few_rows == RewardConfig(**changed, seed=7, resume=True, out="runs/x/start")
+    plain = settings_of_start(DPOConfig, "start", run, quick=False, few_rows=False)
+    assert plain == DPOConfig(seed=7, resume=True, out="runs/x/start")
+    quick = settings_of_start(DPOConfig, "start", run, quick=True, few_rows=False)
+    assert (quick.lr, quick.batch_size, quick.seed) == (3e-5, 8, 7)
+    few_rows = settings_of_start(DPOConfig, "start", run, quick=True, few_rows=True)
+    changed = recipe("quick", DPOConfig) | recipe("few rows", DPOConfig)  # has the last word
+    assert few_rows == DPOConfig(**changed, seed=7, resume=True, out="runs/x/start")
     assert few_rows.lr != quick.lr
 
 
@@ -118,14 +118,6 @@ def test_beta_and_rate_of_dpo(typed, beta, lr):
 def test_only_ppo_on_the_little_world_has_a_small_value_model(typed, layers):
     config, *_ = parse("", typed, PPOConfig, RowsConfig, LoraConfig, CommandConfig)
     assert config.value_layers == layers
-
-
-@pytest.mark.parametrize(("typed", "layers"), [
-    ([], 3), (["--quick"], 3), (["--num-layers", "2"], 2), (["--pooling", "mean"], None),
-    (["--data", "rows.jsonl"], None)])
-def test_only_on_the_little_world_has_the_reward_model_fewer_layers(typed, layers):
-    config, *_ = parse("", typed, RewardConfig, RowsConfig, CommandConfig)
-    assert config.num_layers == layers
 
 
 def test_a_recipe_is_in_use_if_its_option_has_its_value_or_any():

@@ -51,18 +51,6 @@ def test_a_fresh_reward_model_is_the_sft_model_with_a_head_from_the_seed(make_mo
     assert not weights_equal(model, fresh_reward_model(sft_model, RewardConfig(seed=2)))
 
 
-@pytest.mark.parametrize("reads", ["both", "phrases"])
-def test_a_fresh_reward_model_may_keep_the_lower_layers_alone(make_model, reads):
-    config = RewardConfig(seed=1, pooling="mean", reads=reads)
-    whole = fresh_reward_model(make_model(), config).state_dict()
-    model = fresh_reward_model(make_model(), replace(config, num_layers=1))
-    assert model.settings["num_layers"] == len(model.trunk.blocks) == 1
-    kept = model.state_dict()
-    assert {name for name in whole if name not in kept} == \
-        {name for name in whole if name.startswith("trunk.blocks.1.")} != set()
-    assert all(torch.equal(kept[name], whole[name]) for name in kept)
-
-
 def test_a_fresh_model_of_phrases_has_the_sft_models_size_and_weights_from_the_seed(
         make_model, weights_equal):
     sft_model = make_model()
