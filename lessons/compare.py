@@ -53,9 +53,9 @@ class CompareConfig(Settings):
                         at_least=1)
     quick: bool = option(False, "about a minute, in a world of eight facts")
     sweep: bool = option(False, "also train DPO at four other values of beta, and plot them")
-    jobs: int | None = option(None, "how many stages run at once, where none needs another's "
-                                    "result (by default one for each processor core, up to 4; on a "
-                                    "GPU one)", at_least=1)
+    jobs: int | None = option(None, "how many stages run in parallel, where none needs "
+                                    "another's result (by default one per CPU thread, at most 4; "
+                                    "on a GPU one)", at_least=1)
     resume: bool = option(False, "continue the run in --out")
     overwrite: bool = option(False, "replace the run in --out")
     samples: int = option(32, "responses sampled for each held-out prompt", at_least=1)
@@ -157,22 +157,25 @@ def true_rewards(task: Task, answers: Answers) -> list[float]:
             for prompt, text in zip(answers.prompts, answers.texts, strict=True)]
 
 
-def measured(name: str, title: str, task: Task, models: Mapping[str, Any],
-             config: CompareConfig) -> Answers:
+def model_of(stage: str, config: CompareConfig) -> Any:
+    return load_checkpoint(f"{config.out}/{stage}/model.pt").to(config.device)
+
+
+def measured(name: str, title: str, task: Task, config: CompareConfig) -> Answers:
     """Sample from a policy and measure the answers, as far as one can without the limit."""
-    policy, reference = models[name], models["sft"]
+    policy = model_of(name, config)
+    reference = policy if name == "sft" else model_of("sft", config)
     row = sampled(title, policy, task, config)
     row.figures["preference_accuracy"] = \
         evaluate_preference_accuracy(policy, reference, task.heldout_preferences)
     row.figures |= kl_to_reference(policy, reference, row.prompts, row.responses)
-    return with_texts_measured(row, models["reward"], config)
+    return with_texts_measured(row, model_of("reward", config), config)
 
 
-def measured_pool(task: Task, models: Mapping[str, Any],
-                  config: CompareConfig) -> tuple[Answers, Answers]:
+def measured_pool(task: Task, config: CompareConfig) -> tuple[Answers, Answers]:
     """SFT answers for the limit, and the best of every n among them, measured."""
-    reward = models["reward"]
-    pool = sample_pool(models["sft"], task, config)
+    reward = model_of("reward", config)
+    pool = sample_pool(model_of("sft", config), task, config)
     row = best_of_n(pool, reward, config)  # no policy of its own: the reward model decides
     row.figures["preference_accuracy"] = evaluate_reward_accuracy(reward, task.heldout_preferences)
     return pool, with_texts_measured(row, reward, config)
@@ -185,15 +188,15 @@ def with_texts_measured(row: Answers, reward: RewardModel, config: CompareConfig
     return row
 
 
-def measure(task: Task, methods: Mapping[str, Method], models: Mapping[str, Any],
+def measure(task: Task, methods: Mapping[str, Method],
             config: CompareConfig) -> tuple[dict[str, Answers], Frontier | None]:
     """Sample from every method and measure the answers.  The frontier is None without a world."""
     trained = {"sft": "SFT"} | {name: method.title for name, method in methods.items()
                                 if method.stage}
     (pool, best), *of_policies = call_at_once(
-        [partial(measured_pool, task, models, config),
-         *(partial(measured, name, title, task, models, config)
-           for name, title in trained.items())], config.at_once, "measuring")
+        [partial(measured_pool, task, config),
+         *(partial(measured, name, title, task, config) for name, title in trained.items())],
+        config.at_once, "measuring")
     of = dict(zip(trained, of_policies, strict=True))
     rows = {"sft": of["sft"]} | {name: of.get(name, best) for name in methods}
     if task.world is None:
@@ -253,14 +256,12 @@ def compare(config: CompareConfig, rows_config: RowsConfig,
     if config.sweep and "dpo" in methods:
         methods["dpo"] = methods["dpo"]._replace(flags=("--sweep",))
     stages = run_stages(config.out, methods, flags, config.at_once)
-    models = {name: load_checkpoint(f"{config.out}/{name}/model.pt").to(config.device)
-              for name in stages}
     print("\n=== all of them on the same held-out prompts", flush=True)
-    rows, frontier = measure(task, methods, models, config)
+    rows, frontier = measure(task, methods, config)
     add_costs(rows, stages)
 
     results = {
-        "seed": config.seed, "seconds": time.perf_counter() - started,
+        "seed": config.seed, "jobs": config.at_once, "seconds": time.perf_counter() - started,
         "heldout_prompts": len(task.heldout_prompts),
         "heldout_pairs": len(task.heldout_preferences),
         "stages": stages, "methods": {row.name: row.figures for row in rows.values()},

@@ -129,7 +129,9 @@ def write_report(out: str, results: Mapping[str, Any],
         words = verdict(results.get("shares_by_question", {}), *asked(results))
     about = (f"Seed {results['seed']}; {results['heldout_prompts']} held-out prompts and "
              f"{results['heldout_pairs']} held-out pairs, none of them in any training data. The "
-             f"whole run took {results['seconds']:.0f} seconds.")
+             f"whole run took {results['seconds']:.0f} seconds"
+             + (f", with up to {results['jobs']} stages in parallel: a method's own seconds depend "
+                "on what else ran." if results["jobs"] > 1 else "."))
     sections = [Section("Verdict", [" ".join(words)]), *table_sections(tables, about, [
         save_frontier(folder / "frontier.png", results),
         save_ppo_over_time(folder / "ppo_over_time.png", results)])]

@@ -1,15 +1,17 @@
 """Runs the commands of the stages, each in its own process, and several at once where they can.
 
-Models as small as ours hardly gain from a second processor core, so a second stage gets it (how
-much that gives: lessons/notes/speed.md).
+Models as small as ours hardly gain from a second processor core, so we give it to a second stage
+(how much that helps: lessons/notes/speed.md).
 """
 
 import io
 import json
 import multiprocessing
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stdout
 from functools import partial, partialmethod
 from importlib import import_module
@@ -22,6 +24,7 @@ from tqdm import tqdm
 
 from lessons.methods import Method
 from minigpt.command import run_command
+from minigpt.errors import UserError
 from minigpt.options import flag_of
 
 STAGES = ("sft", "reward", "ppo", "dpo")
@@ -100,7 +103,8 @@ def run_at_once(commands: Sequence[Command], jobs: int) -> None:
         while waiting or running:
             while waiting and lines:
                 command, line = waiting.pop(0), lines.pop(0)
-                print(f"\n=== {command}", flush=True)
+                with printing:
+                    print(f"\n=== {command}", flush=True)
                 process = context.Process(target=run_main, daemon=True, args=(
                     command, threads, (line, printing) if at_once > 1 else None))
                 process.start()
@@ -113,28 +117,48 @@ def run_at_once(commands: Sequence[Command], jobs: int) -> None:
                     raise SystemExit(f"{command.stage}.main failed with exit code "
                                      f"{process.exitcode}. What it finished is kept: fix the cause "
                                      "and continue with --resume")
-    except SystemExit:
+    except KeyboardInterrupt:  # they got it too, and save
+        raise
+    except BaseException:
         for process, _, _ in running.values():
             process.terminate()
         raise
-    finally:  # after Ctrl-C, which they got too, they save
+    finally:
         for process, _, _ in running.values():
             process.join()
 
 
 def call_at_once(calls: Sequence[Callable[[], Any]], jobs: int, title: str) -> list[Any]:
-    """What each call returns, `jobs` of them at a time, with the threads shared out among them."""
+    """What each call returns, `jobs` of them at a time, with the threads shared out among them.
+
+    Raises what a call raises, without waiting for the others, and UserError if one was killed.
+    """
     at_once = min(jobs, len(calls))
     bar = partial(tqdm, desc=title, total=len(calls), leave=False, disable=None)
     if at_once == 1:
         return [call() for call in bar(calls)]
-    with ProcessPoolExecutor(at_once, fresh_processes(), torch.set_num_threads,
-                             (threads_each(at_once),)) as pool:
-        return list(bar(pool.map(_called, calls)))
+    try:
+        with ProcessPoolExecutor(at_once, fresh_processes(), begin_worker,
+                                 (threads_each(at_once),)) as pool:
+            futures = [pool.submit(call) for call in calls]
+            try:
+                for future in bar(as_completed(futures)):
+                    future.result()
+            except BaseException:
+                for process in multiprocessing.active_children():
+                    process.terminate()
+                raise
+    except BrokenProcessPool as error:
+        raise UserError(f"{title}: a process was killed, perhaps because there is too little "
+                        "memory. --jobs 1 needs less, and --resume keeps what is finished"
+                        ) from error
+    return [future.result() for future in futures]
 
 
-def _called(call: Callable[[], Any]) -> Any:
-    return call()
+def begin_worker(threads: int) -> None:
+    """Ctrl-C is for the process that waits, which then ends this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
 
 
 def run_main(command: Command, threads: int, screen: tuple[int, Any] | None) -> None:

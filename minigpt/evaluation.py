@@ -91,6 +91,8 @@ def kl_to_reference(policy: Model, reference: Model, prompts: Sequence[str],
     """
     check_texts("prompts", prompts)
     policy, reference = comparable_model(policy), comparable_model(reference)
+    once, answers, index = each_once(prompts, [response.ids for response in responses])
+    examples = tokenize_responses(once, answers, policy.max_seq_len)
     if policy is reference:  # two models would give the same up to rounding, in two passes
         return {"kl_sampled_nats_per_response": 0.0, "kl_nats_per_response": 0.0}
 
@@ -102,10 +104,8 @@ def kl_to_reference(policy: Model, reference: Model, prompts: Sequence[str],
         exact = exact_kl(logits, ref_logits)
         return torch.stack([batch.response_sums(place(kl, mask)) for kl in (sampled, exact)], -1)
 
-    once, answers, places = each_once(prompts, [response.ids for response in responses])
-    examples = tokenize_responses(once, answers, policy.max_seq_len)
     kls = map_examples(both, Batches(examples, 32), device_of(policy))              # (N, k, 2)
-    sampled, exact = kls.flatten(0, 1)[places].mean(0).tolist()
+    sampled, exact = kls.flatten(0, 1)[index].mean(0).tolist()
     return {"kl_sampled_nats_per_response": sampled, "kl_nats_per_response": exact}
 
 

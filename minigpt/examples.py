@@ -86,7 +86,7 @@ def tokenize_responses(prompts: Sequence[str], responses: Sequence[Text],
 
 def each_once(prompts: Sequence[str],
               responses: Sequence[Text]) -> tuple[list[str], list[Text], list[int]]:
-    """Each different response to a prompt once: prompts, responses, and each given one's place.
+    """Each distinct response to a prompt once: prompts, responses, and each given one's place.
 
     Samples repeat each other, most after training, and what is computed of one holds for all that
     are like it.  Those to a prompt stand together and fill rows (the last is repeated for that), so

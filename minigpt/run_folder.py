@@ -25,7 +25,7 @@ from minigpt.settings import TrainingConfig
 # What may change between a run and its continuation.  Rows and models may lie at another path: that
 # they are the same is checked by their content.
 MAY_CHANGE = ("resume", "overwrite", "out", "save_every", "data", "eval_data", "init", "reward",
-              "judge")
+              "judge", "jobs")
 FILES = ("config.json", "state.pt", "metrics.jsonl", "model.pt", "summary.json")  # of every stage
 MORE_FILES = ("base.pt", "rows.jsonl", "sampled.json", "sweep.json", "calibration.json",
               "curves.png", "calibration.png", "report.md", "report.html")

@@ -92,8 +92,8 @@ class PPOConfig(TrainingConfig):
                                     "more", above=0)
     value_coeff: float = option(0.5, "weight of the value loss", at_least=0)
     value_layers: int | None = option(None, "layers of the value model, which starts as the lower "
-                                            "ones of the reward model (by default a copy of all of "
-                                            "it)", at_least=1)
+                                            "ones of the reward model (by default all of them)",
+                                      at_least=1)
     gamma: float = option(1.0, "discount", at_least=0, at_most=1)
     lam: float = option(0.95, "lambda of GAE", at_least=0, at_most=1)
     ptx_coeff: float | None = option(None, "weight of imitating plain text in each optimizer step "
@@ -302,7 +302,8 @@ def first_value_model(reward: Reward, policy: Model, num_layers: int | None = No
     """A copy of the reward model, or of the first in an ensemble; else the policy with a zero head.
 
     num_layers: how many layers to keep, the lower ones (None: all).  The head was trained to read
-    the last layer, so if that is gone, it starts at zero: the mean reward of the SFT model.
+    the last layer, so if that is gone, all values start at zero, where the mean reward of the SFT
+    model's answers is.
     """
     known = next((model for model in reward.modules() if isinstance(model, RewardModel)), None)
     value_model = RewardModel.from_policy(merge_lora(policy)) if known is None else \
@@ -310,6 +311,7 @@ def first_value_model(reward: Reward, policy: Model, num_layers: int | None = No
     shortened = value_model.trunk.keep_layers(num_layers)
     if known is None or shortened:
         nn.init.zeros_(value_model.head.weight)
+        nn.init.zeros_(value_model.head.bias)
     return value_model
 
 

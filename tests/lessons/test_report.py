@@ -25,8 +25,8 @@ def results_of(seed, rewards, kls, **more):
                       "training_seconds": 10.0 * (seed + 1)}
                for name, reward, kl in zip(("SFT", "DPO", "a | b"), rewards, kls, strict=True)}
     methods["DPO"]["share_of_possible_gain"] = 0.25 * (seed + 1)
-    return {"seed": seed, "seconds": 60.0 + seed, "heldout_prompts": 80, "heldout_pairs": 8,
-            "stages": {"sft": {}, "reward": {}, "dpo": {}}, "methods": methods,
+    return {"seed": seed, "jobs": 1, "seconds": 60.0 + seed, "heldout_prompts": 80,
+            "heldout_pairs": 8, "stages": {"sft": {}, "reward": {}, "dpo": {}}, "methods": methods,
             "shares_by_question": {"DPO": [0.25 * (seed + 1)] * 40}, **more}
 
 

@@ -22,21 +22,26 @@ from lessons.stages import (
     run_at_once,
     run_stages,
 )
+from minigpt.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 STAGE = """
-import json, os, sys, time, torch
+import json, os, time, torch
 from pathlib import Path
 
 def main(argv):
-    out, seconds = Path(argv[1]), float(argv[2])
+    out, seconds, after = Path(argv[1]), float(argv[2]), argv[3:]
     out.mkdir(parents=True, exist_ok=True)
     print("begin", out.name)
     started = time.time()
-    if seconds < 0:
-        print("the last words of", out.name)
-        raise OSError("no space left on the disk")
     try:
+        (out / "began").touch()
+        while not all((out.parent / name / "began").exists() for name in after):
+            assert time.time() < started + 60, "the others do not begin"
+            time.sleep(0.02)
+        if seconds < 0:
+            print("the last words of", out.name)
+            raise OSError("no space left on the disk")
         time.sleep(seconds)
     except SystemExit:
         (out / "saved").touch()
@@ -50,12 +55,15 @@ def main(argv):
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
-    """toy(name, seconds): the command of a stage that sleeps; below 0 it fails."""
+    """toy(name, seconds, *others): the command of a stage that waits until the others have begun
+    as well, and sleeps; below 0 it fails.
+    """
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "__init__.py").touch()
     (tmp_path / "toy" / "main.py").write_text(STAGE)
     monkeypatch.syspath_prepend(tmp_path)
-    return lambda name, seconds: Command("toy", ["--out", str(tmp_path / name), str(seconds)])
+    return lambda name, seconds, *others: Command(
+        "toy", ["--out", str(tmp_path / name), str(seconds), *others])
 
 
 def figures_of(commands):
@@ -98,11 +106,10 @@ def test_summaries_come_in_the_tables_order(tmp_path, monkeypatch):
 
 def test_as_many_run_at_once_as_there_are_jobs_with_equal_shares_of_the_threads(toy, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    commands = [toy(f"stage {number}", 0.6) for number in range(3)]
+    commands = [toy("a", 0.1, "b"), toy("b", 0.1, "a"), toy("c", 0)]
     run_at_once(commands, 2)
     first, second, third = figures_of(commands)
     assert len({figures["process"] for figures in (first, second, third)} | {os.getpid()}) == 4
-    assert max(first["began"], second["began"]) < min(first["ended"], second["ended"])
     assert third["began"] > min(first["ended"], second["ended"])
     assert [figures["threads"] for figures in (first, second, third)] == [2, 2, 2]
 
@@ -136,7 +143,7 @@ def test_what_commands_print_comes_at_once_or_in_one_piece_at_their_end(toy):
 
 def test_if_one_fails_the_others_are_stopped_and_may_save(toy, tmp_path):
     started = time.time()
-    done = run_elsewhere([toy("long", 60), toy("broken", -1), toy("later", 0)], 2)
+    done = run_elsewhere([toy("long", 60), toy("broken", -1, "long"), toy("later", 0)], 2)
     assert time.time() - started < 50
     assert done.returncode == 1
     assert "the last words of broken" in done.stdout
@@ -147,13 +154,16 @@ def test_if_one_fails_the_others_are_stopped_and_may_save(toy, tmp_path):
 
 def test_after_ctrl_c_the_others_end_by_themselves(toy, tmp_path):
     def interrupt():  # of the parent alone: a terminal would send it to the children as well
-        while not (tmp_path / "a").exists():
-            time.sleep(0.05)
+        until = time.time() + 60
+        while not (tmp_path / "a" / "began").exists() and time.time() < until:
+            time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGINT)
 
-    threading.Thread(target=interrupt).start()
+    interrupting = threading.Thread(target=interrupt, daemon=True)
+    interrupting.start()
     with pytest.raises(KeyboardInterrupt):
-        run_at_once([toy("a", 2)], 1)
+        run_at_once([toy("a", 1)], 1)
+    interrupting.join()
     assert (tmp_path / "a" / "summary.json").exists()
 
 
@@ -163,6 +173,14 @@ def process_and_threads(number):
 
 def fail():
     raise ValueError("no such thing")
+
+
+def sleep_long():
+    time.sleep(60)
+
+
+def be_killed():
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -176,3 +194,12 @@ def test_calls_return_in_their_order_from_processes_of_their_own(jobs, monkeypat
     assert set(threads) == ({4} if jobs == 1 else {2})
     with pytest.raises(ValueError, match="no such thing"):
         call_at_once([fail, fail], jobs, "calls")
+
+
+def test_a_call_that_fails_or_is_killed_does_not_wait_for_the_others():
+    started = time.time()
+    with pytest.raises(ValueError, match="no such thing"):
+        call_at_once([sleep_long, fail], 2, "calls")
+    with pytest.raises(UserError, match=r"calls: a process was killed.* --jobs 1"):
+        call_at_once([sleep_long, be_killed], 2, "calls")
+    assert time.time() - started < 50

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 import minigpt.seeding
 from minigpt import EOS, SEP, encode, generate
@@ -340,14 +341,17 @@ def test_the_value_model_starts_as_a_copy_of_the_reward_model(reciter, copy_of, 
 
 def test_a_value_model_of_fewer_layers_starts_as_the_lower_ones_of_the_reward_model(
         reciter, copy_of, make_reward, prompts, tmp_path):
-    run(copy_of(reciter), reciter, make_reward(), prompts, value_lr=1e-300, value_layers=1,
+    reward = make_reward()
+    nn.init.constant_(reward.head.bias, 3.0)  # as `center` does
+    run(copy_of(reciter), reciter, reward, prompts, value_lr=1e-300, value_layers=1,
         out=str(tmp_path))
-    kept, whole = load_state(tmp_path / "state.pt")["models"]["value"], make_reward().state_dict()
+    kept, whole = load_state(tmp_path / "state.pt")["models"]["value"], reward.state_dict()
     dropped = {name for name in whole if name not in kept}
     assert kept.keys() < whole.keys() and all(".blocks.0." not in name for name in dropped)
     assert {name.split(".")[2] for name in dropped} == {"1"}  # of two layers
     changed = {name for name in kept if not torch.equal(kept[name], whole[name])}
-    assert changed == {"head.weight"} and not kept["head.weight"].any()
+    assert changed == {"head.weight", "head.bias"}
+    assert not kept["head.weight"].any() and not kept["head.bias"].any()
 
 
 @pytest.mark.parametrize("layers", [None, 2, 9])
