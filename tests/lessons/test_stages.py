@@ -201,5 +201,5 @@ def test_a_call_that_fails_or_is_killed_does_not_wait_for_the_others():
     with pytest.raises(ValueError, match="no such thing"):
         call_at_once([sleep_long, fail], 2, "calls")
     with pytest.raises(UserError, match=r"calls: a process was killed.* --jobs 1"):
-        call_at_once([sleep_long, be_killed], 2, "calls")
+        call_at_once([be_killed, sleep_long], 2, "calls")
     assert time.time() - started < 50
